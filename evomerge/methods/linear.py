@@ -1,0 +1,57 @@
+"""Weighted average of the experts (model soup)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evomerge.errors import CandidateError
+from evomerge.methods.registry import Context, Parameter, register
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHT = Parameter(
+    "weight", "share of each expert; only ratios matter", 1.0, 0.0, 1.0, per_expert=True
+)
+
+
+@register(
+    "linear",
+    family="elementwise",
+    formula="θ = Σ wᵢ θᵢ / Σ wᵢ",
+    source="Wortsman et al. 2022, Model soups (arXiv 2203.05482), uniform and weighted soup",
+    parameters=[WEIGHT],
+)
+def linear(
+    base: torch.Tensor,
+    experts: Sequence[torch.Tensor],
+    context: Context,
+    *,
+    weight: tuple[float, ...],
+) -> torch.Tensor:
+    """Weighted average of the experts; equal weights give the weight average.
+
+    The weights are normalised in float64 before they touch a tensor, so a single non-zero weight
+    returns that expert bit for bit.
+
+    Raises:
+        CandidateError: the weights sum to zero.
+    """
+    total = sum(weight)
+    if total == 0:
+        raise CandidateError(
+            f"linear: the weights of {context.tensor} sum to 0; at least one must be above 0"
+        )
+    return weighted_sum(experts, [w / total for w in weight])
+
+
+def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """``Σ wᵢ xᵢ`` from left to right in float32, each product rounded before it is added.
+
+    Separate multiplication and addition (never a fused one) give the same bits on every device.
+    """
+    result = tensors[0] * weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        result += tensor * weight
+    return result

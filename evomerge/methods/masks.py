@@ -1,0 +1,86 @@
+"""Which entries of a task vector are kept: by magnitude, or at random by a counter-based hash."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evomerge.methods.registry import Context
+
+if TYPE_CHECKING:
+    import torch
+
+_CHUNK = 1 << 22  # elements hashed at a time: bounds the int64 temporaries to 32 MiB each
+
+
+def trim(delta: torch.Tensor, density: float) -> torch.Tensor:
+    """``delta`` with all but its ``density`` share of largest magnitudes set to zero.
+
+    The threshold is the k-th largest magnitude of this tensor, k = ``round(density * n)`` (half
+    up); entries equal to it are all kept, so ties may keep more than k. Density 1 keeps everything
+    and density 0 nothing.
+    """
+    count = delta.numel()
+    keep = math.floor(density * count + 0.5)
+    if keep >= count:
+        return delta
+    if keep <= 0:
+        return delta.new_zeros(delta.shape)
+    magnitude = delta.abs()
+    return delta * (magnitude >= _kth_largest(magnitude, keep))
+
+
+def _kth_largest(values: torch.Tensor, k: int) -> float:
+    """The k-th largest of all entries, exactly (a selection, so no device can differ)."""
+    rank = values.numel() - k
+    if values.device.type == "cpu":  # numpy's introselect is an order of magnitude faster here
+        return float(np.partition(values.flatten().numpy(), rank)[rank])
+    return float(values.flatten().kthvalue(rank + 1).values)
+
+
+def random_keep(shape: Sequence[int], density: float, key: int, device: str = "cpu") -> torch.Tensor:
+    """A boolean mask of ``shape`` that keeps each element with probability ``density``.
+
+    Element ``i`` (row-major) is kept if the upper 32 bits of SplitMix64's output for state
+    ``key + (i + 1) * 0x9E3779B97F4A7C15`` (Steele et al. 2014, figure 17) are below
+    ``density * 2**32``. So a mask depends on nothing but its key and the index, not on a device, a
+    worker or an order of work, and a mask of lower density is a subset of one of higher density.
+    """
+    import torch
+
+    limit = math.floor(density * 2**32)
+    mask = torch.empty(math.prod(shape), dtype=torch.bool, device=device)
+    for start in range(0, mask.numel(), _CHUNK):
+        stop = min(start + _CHUNK, mask.numel())
+        mask[start:stop] = _splitmix64_high(start, stop, key, device) < limit
+    return mask.reshape(tuple(shape))
+
+
+def _splitmix64_high(start: int, stop: int, key: int, device: str) -> torch.Tensor:
+    import torch
+
+    z = torch.arange(start + 1, stop + 1, dtype=torch.int64, device=device)
+    z = z * _signed(0x9E3779B97F4A7C15) + _signed(key)
+    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
+    return _shift(z ^ _shift(z, 31), 32)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as the unsigned ``value``."""
+    return (value & (2**64 - 1)) - (2**64 if value & 2**63 else 0)
+
+
+def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift (torch shifts int64 arithmetically)."""
+    return (z >> bits) & (2 ** (64 - bits) - 1)
+
+
+def mask_key(context: Context, expert: str) -> int:
+    """The 64-bit key of the mask of one expert's task vector in one tensor."""
+    text = f"{context.seed}\x00{context.tensor}\x00{expert}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

@@ -1,0 +1,59 @@
+"""Spherical interpolation between two models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evomerge.methods.linear import weighted_sum
+from evomerge.methods.registry import Context, Parameter, register
+
+if TYPE_CHECKING:
+    import torch
+
+_NEARLY_PARALLEL = 0.9995  # above this cosine sin Ω is too small to divide by: interpolate linearly
+_ROW = 4096
+_ROWS = 256
+
+
+@register(
+    "slerp",
+    family="spherical",
+    formula="θ = sin((1−t)Ω)/sin Ω · θₐ + sin(tΩ)/sin Ω · θ_b,  cos Ω = ⟨θₐ, θ_b⟩ / ‖θₐ‖‖θ_b‖",
+    source="Shoemake 1985, Animating rotation with quaternion curves, section 3.3; variant: each "
+    "tensor as one vector, lengths kept (not normalised), linear where |cos Ω| > 0.9995",
+    parameters=[Parameter("t", "0 gives the first model, 1 the second", 0.5, 0.0, 1.0)],
+    max_experts=2,
+    ordered=True,
+)
+def slerp(
+    base: torch.Tensor, experts: Sequence[torch.Tensor], context: Context, *, t: float
+) -> torch.Tensor:
+    """Walk along the arc from one model to another: two experts, or the base and one expert."""
+    first, second = experts if len(experts) == 2 else (base, experts[0])
+    norms = math.sqrt(dot(first, first)) * math.sqrt(dot(second, second))
+    cosine = dot(first, second) / norms if norms > 0 else 1.0
+    if abs(cosine) > _NEARLY_PARALLEL:
+        return weighted_sum([first, second], [1 - t, t])
+    omega = math.acos(cosine)
+    return weighted_sum(
+        [first, second],
+        [math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)],
+    )
+
+
+def dot(a: torch.Tensor, b: torch.Tensor) -> float:
+    """``⟨a, b⟩`` in float64, the same bits for every number of threads.
+
+    A plain sum is cut at thread boundaries, so that its last bits depend on the machine's load;
+    here rows of fixed length are summed, and the rows' sums are added exactly.
+    """
+    a, b = a.flatten(), b.flatten()
+    sums: list[float] = []
+    for start in range(0, a.numel(), _ROW * _ROWS):
+        product = a[start : start + _ROW * _ROWS].double() * b[start : start + _ROW * _ROWS].double()
+        whole = product.numel() // _ROW * _ROW
+        sums += product[:whole].view(-1, _ROW).sum(dim=1).tolist()
+        sums += product[whole:].tolist()
+    return math.fsum(sums)
