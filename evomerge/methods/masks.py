@@ -42,7 +42,9 @@ def _kth_largest(values: torch.Tensor, k: int) -> float:
     return float(values.flatten().kthvalue(rank + 1).values)
 
 
-def random_keep(shape: Sequence[int], density: float, key: int, device: str = "cpu") -> torch.Tensor:
+def random_keep(
+    shape: Sequence[int], density: float, key: int, device: str = "cpu"
+) -> torch.Tensor:
     """A boolean mask of ``shape`` that keeps each element with probability ``density``.
 
     Element ``i`` (row-major) is kept if the upper 32 bits of SplitMix64's output for state
@@ -77,7 +79,8 @@ def _signed(value: int) -> int:
 
 def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
     """Logical right shift (torch shifts int64 arithmetically)."""
-    return (z >> bits) & (2 ** (64 - bits) - 1)
+    low_bits: int = 2 ** (64 - bits) - 1
+    return (z >> bits) & low_bits
 
 
 def mask_key(context: Context, expert: str) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from evomerge.errors import ConfigError
 
@@ -48,12 +48,6 @@ class Context:
     tensor: str
     experts: tuple[str, ...]
     seed: int = 0
-
-
-class MergeFunction(Protocol):
-    def __call__(
-        self, base: torch.Tensor, experts: Sequence[torch.Tensor], context: Context, **values: object
-    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)

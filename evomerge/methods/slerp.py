@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _NEARLY_PARALLEL = 0.9995  # above this cosine sin Ω is too small to divide by: interpolate linearly
 _ROW = 4096
-_ROWS = 256
+_CHUNK = 256 * _ROW
 
 
 @register(
@@ -51,8 +51,8 @@ def dot(a: torch.Tensor, b: torch.Tensor) -> float:
     """
     a, b = a.flatten(), b.flatten()
     sums: list[float] = []
-    for start in range(0, a.numel(), _ROW * _ROWS):
-        product = a[start : start + _ROW * _ROWS].double() * b[start : start + _ROW * _ROWS].double()
+    for start in range(0, a.numel(), _CHUNK):
+        product = a[start : start + _CHUNK].double() * b[start : start + _CHUNK].double()
         whole = product.numel() // _ROW * _ROW
         sums += product[:whole].view(-1, _ROW).sum(dim=1).tolist()
         sums += product[whole:].tolist()
