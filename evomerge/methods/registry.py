@@ -14,11 +14,11 @@ to the output dtype. Nothing here imports torch, so that methods can be listed a
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from evomerge.documents import did_you_mean
 from evomerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ class Method:
         known = {p.name: p for p in self.parameters}
         if name not in known:
             raise ConfigError(
-                f"method {self.name!r} has no parameter {name!r}; "
-                f"{nearest(name, known)}it takes: {', '.join(known)}"
+                f"method {self.name!r} has no parameter {name!r}; {did_you_mean(name, list(known))}"
             )
         return known[name]
 
@@ -119,19 +118,10 @@ def register(
     return add
 
 
-def nearest(name: str, known: Sequence[str] | dict[str, Parameter] | dict[str, Method]) -> str:
-    """``"did you mean 'x'? "``, or nothing if no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
-
-
 def get_method(name: str) -> Method:
     """The method registered as ``name``; ConfigError with the nearest name otherwise."""
     if name not in _METHODS:
-        raise ConfigError(
-            f"unknown merge method {name!r}; {nearest(name, _METHODS)}"
-            f"known: {', '.join(sorted(_METHODS))}"
-        )
+        raise ConfigError(f"unknown merge method {name!r}; {did_you_mean(name, sorted(_METHODS))}")
     return _METHODS[name]
 
 
