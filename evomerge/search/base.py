@@ -1,0 +1,261 @@
+"""The search seam: its Protocol, its settings, and the table of algorithms.
+
+A search sees only points of the unit box and scores to be maximised. It knows nothing of merging,
+and what it proposes depends on its settings and on the calls it received, in order, alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+from evomerge.errors import ConfigError, IntegrityError
+
+Genome = tuple[float, ...]
+"""A point of the unit box [0, 1]^d, float64."""
+
+OptionValue = int | float | bool | None
+
+
+class Search(Protocol):
+    """Proposes genomes and learns from scores; one process, one thread.
+
+    A fresh search with the same settings that is fed the recorded calls in their order, each asked
+    genome by `replay` instead of `ask`, then proposes bit for bit what the uninterrupted one would.
+    """
+
+    def ask(self, candidates: Sequence[int]) -> list[Genome]:
+        """One genome for each of the new candidate ids (0 or greater), in order.
+
+        May return fewer than asked for, then only the first ids are used; it returns at least one
+        when no asked candidate is still waiting for its tell or fail.
+        """
+
+    def tell(self, candidate: int, genome: Genome, scores: tuple[float, ...]) -> None:
+        """Reports finite scores, to be maximised, in the order of the objectives.
+
+        A candidate that was never asked for (a reference point) may be told too; told before the
+        first ask, references also decide where the search starts.
+        """
+
+    def fail(self, candidate: int) -> None:
+        """Reports that an asked candidate has no scores, and will not get any."""
+
+    def replay(self, candidate: int, genome: Genome) -> None:
+        """Repeats a recorded ask of one candidate, cheaply.
+
+        Raises IntegrityError where the search can see that it would have proposed another genome.
+        """
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of an algorithm: `None` as default means that the algorithm chooses."""
+
+    type: type[int] | type[float] | type[bool]
+    default: OptionValue
+    low: float
+    high: float
+    help: str
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One row of the table of algorithms."""
+
+    name: str
+    library: str
+    several_objectives: bool
+    help: str
+    options: Mapping[str, Option]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What to search with; `options` that are left out keep the defaults of the table."""
+
+    algorithm: str
+    seed: int
+    options: Mapping[str, OptionValue] = field(default_factory=lambda: MappingProxyType({}))
+
+
+_SIGMA = Option(float, 0.15, 1e-4, 1.0, "first standard deviation, in widths of the box")
+_CMA_POPULATION = Option(int, None, 3, 10_000, "candidates a generation; by default 4 + 3 ln(d)")
+_DE_POPULATION = Option(int, 30, 4, 10_000, "individuals; at least the number of workers")
+_NSGA_POPULATION = Option(int, 20, 2, 10_000, "individuals of a generation")
+_STARTUP = Option(int, 10, 1, 10_000, "told points, references included, before the model is used")
+
+ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
+    {
+        algorithm.name: algorithm
+        for algorithm in (
+            Algorithm(
+                "cma",
+                "nevergrad",
+                True,
+                "CMA-ES: learns a full covariance; starts at the best reference",
+                {"sigma": _SIGMA, "population": _CMA_POPULATION},
+            ),
+            Algorithm(
+                "diagonal-cma",
+                "nevergrad",
+                True,
+                "CMA-ES with a diagonal covariance: for hundreds of genes",
+                {"sigma": _SIGMA, "population": _CMA_POPULATION},
+            ),
+            Algorithm(
+                "de",
+                "nevergrad",
+                True,
+                "differential evolution: global, for budgets of several hundred",
+                {"population": _DE_POPULATION},
+            ),
+            Algorithm(
+                "two-points-de",
+                "nevergrad",
+                True,
+                "differential evolution that keeps runs of neighbouring genes together",
+                {"population": _DE_POPULATION},
+            ),
+            Algorithm(
+                "gp",
+                "optuna",
+                True,
+                "Bayesian optimisation with Gaussian processes: most for few evaluations",
+                {
+                    "startup": _STARTUP,
+                    "deterministic": Option(bool, False, 0, 1, "scores carry no noise"),
+                },
+            ),
+            Algorithm(
+                "tpe",
+                "optuna",
+                True,
+                "tree-structured Parzen estimator: robust against noise and failures",
+                {
+                    "startup": _STARTUP,
+                    "candidates": Option(int, 24, 1, 10_000, "samples compared at each ask"),
+                },
+            ),
+            Algorithm(
+                "nsga2",
+                "optuna",
+                True,
+                "genetic algorithm for two or three objectives and large budgets",
+                {"population": _NSGA_POPULATION},
+            ),
+            Algorithm(
+                "nsga3",
+                "optuna",
+                True,
+                "genetic algorithm for four or more objectives and large budgets",
+                {"population": _NSGA_POPULATION},
+            ),
+            Algorithm(
+                "cma-es",
+                "optuna",
+                False,
+                "CMA-ES for one objective, warm-started from the references (needs cmaes)",
+                {"population": _CMA_POPULATION},
+            ),
+            Algorithm("random", "numpy", True, "independent uniform points: the baseline", {}),
+            Algorithm("qmc", "scipy", True, "scrambled Sobol points: an even cover of the box", {}),
+        )
+    }
+)
+
+
+def make_search(
+    settings: SearchSettings,
+    dimension: int,
+    objectives: int,
+    budget: int | None = None,
+    workers: int = 1,
+) -> Search:
+    """The search that `settings` name, over [0, 1]^dimension, before any call.
+
+    `budget` is the number of candidates that will be asked for, if known; `workers` how many may
+    wait for their scores at once. Raises ConfigError for an unknown algorithm or option, a value
+    out of range, or several objectives where the algorithm takes one; MissingDependency where its
+    library is not installed.
+    """
+    algorithm = find_algorithm(settings.algorithm)
+    options = _options(algorithm, settings.options)
+    if settings.seed < 0:
+        raise ConfigError(f"search seed {settings.seed}: expected 0 or greater; give another seed")
+    if objectives > 1 and not algorithm.several_objectives:
+        raise ConfigError(
+            f"search algorithm {algorithm.name!r} takes one objective, not {objectives}; "
+            "use 'cma' or 'gp', or combine the objectives into one by weights"
+        )
+    if algorithm.library == "nevergrad":
+        from evomerge.search.nevergrad import NevergradSearch
+
+        return NevergradSearch(
+            algorithm.name, settings.seed, options, dimension, objectives, budget, workers
+        )
+    if algorithm.library == "optuna":
+        from evomerge.search.optuna import OptunaSearch
+
+        return OptunaSearch(algorithm.name, settings.seed, options, dimension, objectives)
+    from evomerge.search.sampling import QmcSearch, RandomSearch
+
+    sampling = RandomSearch if algorithm.name == "random" else QmcSearch
+    return sampling(settings.seed, dimension)
+
+
+def find_algorithm(name: str) -> Algorithm:
+    """The table's row of that name; raises ConfigError with the nearest name."""
+    if name not in ALGORITHMS:
+        raise ConfigError(f"search algorithm {name!r} is unknown; {_nearest(name, ALGORITHMS)}")
+    return ALGORITHMS[name]
+
+
+def check_replay(candidate: int, recorded: Genome, proposed: Genome) -> None:
+    """Raises IntegrityError unless asking again gave the recorded genome."""
+    if proposed != recorded:
+        gene = next(i for i, (a, b) in enumerate(zip(recorded, proposed, strict=True)) if a != b)
+        raise IntegrityError(
+            f"candidate {candidate}: gene {gene} was recorded as {recorded[gene]!r}, but asking "
+            f"again gives {proposed[gene]!r}; resume with the seed, settings, library versions "
+            "and kind of machine of the recorded run, or start a new one"
+        )
+
+
+def _options(algorithm: Algorithm, given: Mapping[str, OptionValue]) -> Mapping[str, OptionValue]:
+    for name, value in given.items():
+        if name not in algorithm.options:
+            raise ConfigError(
+                f"search algorithm {algorithm.name!r} has no option {name!r}; "
+                f"{_nearest(name, algorithm.options)}"
+            )
+        _check_option(algorithm.name, name, algorithm.options[name], value)
+    return {name: option.default for name, option in algorithm.options.items()} | dict(given)
+
+
+def _check_option(algorithm: str, name: str, option: Option, value: OptionValue) -> None:
+    if value is None and option.default is None:
+        return
+    accepted = (int, float) if option.type is float else (option.type,)
+    # bool is a subclass of int, but `population: true` is a mistake.
+    mistaken_bool = isinstance(value, bool) and option.type is not bool
+    if not isinstance(value, accepted) or mistaken_bool or not option.low <= value <= option.high:
+        expected = (
+            "true or false"
+            if option.type is bool
+            else f"{option.type.__name__} from {option.low:g} to {option.high:g}"
+        )
+        raise ConfigError(
+            f"search option {algorithm}.{name} is {value!r}; expected {expected} ({option.help})"
+        )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"choose from {', '.join(names)}" if names else "it takes none; remove it"
