@@ -9,7 +9,7 @@ from evomerge.methods.linear import weighted_sum
 from evomerge.methods.masks import mask_key, random_keep
 from evomerge.methods.registry import Context, Parameter, register
 from evomerge.methods.task_arithmetic import SCALE, WEIGHT, task_vectors
-from evomerge.methods.ties import NORMALISE, disjoint_merge
+from evomerge.methods.ties import NORMALISE, disjoint_merge, plain_ties
 from evomerge.methods.ties import WEIGHT as TIES_WEIGHT
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _SOURCE = (
     formula="θ = θ₀ + λ Σ wᵢ mᵢ ⊙ τᵢ / dᵢ,  mᵢ ~ Bernoulli(dᵢ)",
     source=_SOURCE,
     parameters=[WEIGHT, DENSITY, SCALE],
+    plain=lambda weights: {"weight": weights, "density": 1.0, "scale": 1.0},
 )
 def dare_linear(
     base: torch.Tensor,
@@ -52,6 +53,7 @@ def dare_linear(
     "mᵢ ~ Bernoulli(dᵢ)",
     source=_SOURCE + "; then the sign election and disjoint merge of TIES (arXiv 2306.01708)",
     parameters=[TIES_WEIGHT, DENSITY, SCALE, NORMALISE],
+    plain=plain_ties,
 )
 def dare_ties(
     base: torch.Tensor,

@@ -22,6 +22,7 @@ WEIGHT = Parameter(
     formula="θ = Σ wᵢ θᵢ / Σ wᵢ",
     source="Wortsman et al. 2022, Model soups (arXiv 2203.05482), uniform and weighted soup",
     parameters=[WEIGHT],
+    plain=lambda weights: {"weight": weights} if abs(sum(weights) - 1) < 1e-12 else None,
 )
 def linear(
     base: torch.Tensor,

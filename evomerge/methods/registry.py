@@ -14,7 +14,7 @@ to the output dtype. Nothing here imports torch, so that methods can be listed a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,10 @@ class Method:
     ``ordered`` says that the order of experts has a meaning (SLERP goes from the first to the
     second); for all others the caller passes the experts sorted by name, so that the order in
     which a user lists them cannot change a single bit.
+
+    ``plain(weights)`` gives the parameters with which the method is the plain sum
+    ``θ₀ + Σ wᵢ τᵢ``, or None where it cannot be. It tells a search where in its space the base,
+    the experts, their average and task arithmetic lie.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Method:
     source: str
     parameters: tuple[Parameter, ...]
     function: Callable[..., torch.Tensor]
+    plain: Callable[[tuple[float, ...]], Mapping[str, float | tuple[float, ...]] | None]
     needs: str = "data-free"
     min_experts: int = 1
     max_experts: int | None = None
@@ -91,6 +96,7 @@ def register(
     formula: str,
     source: str,
     parameters: Sequence[Parameter],
+    plain: Callable[[tuple[float, ...]], Mapping[str, float | tuple[float, ...]] | None],
     min_experts: int = 1,
     max_experts: int | None = None,
     ordered: bool = False,
@@ -109,6 +115,7 @@ def register(
             source=source,
             parameters=tuple(parameters),
             function=function,
+            plain=plain,
             min_experts=min_experts,
             max_experts=max_experts,
             ordered=ordered,
@@ -128,3 +135,8 @@ def get_method(name: str) -> Method:
 def all_methods() -> tuple[Method, ...]:
     """All registered methods, sorted by family and name."""
     return tuple(sorted(_METHODS.values(), key=lambda m: (m.family, m.name)))
+
+
+def single_expert(weights: Sequence[float]) -> bool:
+    """Whether ``Σ wᵢ τᵢ`` is nothing, or exactly one whole task vector."""
+    return sorted(set(weights)) in ([0.0], [0.0, 1.0], [1.0]) and sum(weights) <= 1

@@ -24,6 +24,7 @@ _CHUNK = 256 * _ROW
     source="Shoemake 1985, Animating rotation with quaternion curves, section 3.3; variant: each "
     "tensor as one vector, lengths kept (not normalised), linear where |cos Ω| > 0.9995",
     parameters=[Parameter("t", "0 gives the first model, 1 the second", 0.5, 0.0, 1.0)],
+    plain=lambda weights: _ends(weights),
     max_experts=2,
     ordered=True,
 )
@@ -41,6 +42,12 @@ def slerp(
         [first, second],
         [math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)],
     )
+
+
+def _ends(weights: tuple[float, ...]) -> dict[str, float | tuple[float, ...]] | None:
+    """The two ends of the arc; with one expert it starts at the base."""
+    arc = (1 - sum(weights), *weights) if len(weights) == 1 else weights
+    return {"t": arc[1]} if arc in ((1.0, 0.0), (0.0, 1.0)) else None
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> float:

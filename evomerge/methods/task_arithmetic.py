@@ -23,6 +23,7 @@ SCALE = Parameter("scale", "factor on the merged task vector", 1.0, 0.0, 2.0)
     formula="θ = θ₀ + λ Σ wᵢ τᵢ,  τᵢ = θᵢ − θ₀",
     source="Ilharco et al. 2023, Editing models with task arithmetic (arXiv 2212.04089), section 2",
     parameters=[WEIGHT, SCALE],
+    plain=lambda weights: {"weight": weights, "scale": 1.0},
 )
 def task_arithmetic(
     base: torch.Tensor,

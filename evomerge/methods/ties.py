@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evomerge.methods.masks import trim
-from evomerge.methods.registry import Context, Parameter, register
+from evomerge.methods.registry import Context, Parameter, register, single_expert
 from evomerge.methods.task_arithmetic import SCALE, task_vectors
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ NORMALISE = Parameter(
     source="Yadav et al. 2023, TIES-Merging (arXiv 2306.01708), algorithm 1; variant: trim per "
     "tensor, weights folded in before the election, sign(0) = +",
     parameters=[WEIGHT, DENSITY, SCALE, NORMALISE],
+    plain=lambda weights: plain_ties(weights),
 )
 def ties(
     base: torch.Tensor,
@@ -55,6 +56,11 @@ def ties(
     """
     trimmed = [trim(t, d) for t, d in zip(task_vectors(base, experts), density, strict=True)]
     return base + disjoint_merge(trimmed, weight, normalise) * scale
+
+
+def plain_ties(weights: tuple[float, ...]) -> dict[str, float | tuple[float, ...]] | None:
+    """One untrimmed expert alone wins every election; two would already contest signs."""
+    return {"weight": weights, "density": 1.0, "scale": 1.0} if single_expert(weights) else None
 
 
 def disjoint_merge(

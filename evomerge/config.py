@@ -1,0 +1,232 @@
+"""Experiment: everything that defines a search, read from one YAML file.
+
+base: org/base-model                     # a path, a hub name, or zoo:...
+experts: {math: org/math-model, code: ./code-lora}
+space: layerwise-task-arithmetic         # a name, a file, or written inline
+objectives: [zoo/vqa, ./my-task]         # names, folders, or written inline
+optimise: {maximise: [mean, min]}        # what the front is over
+search: {algorithm: cma, seed: 0}
+budget: {candidates: 80}
+backend: {name: transformers}
+pool: {name: inline}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from evomerge.content import find
+from evomerge.documents import Document, did_you_mean, read_yaml, validate
+from evomerge.errors import ConfigError
+from evomerge.space import SpaceSpec
+
+AGGREGATES = ("mean", "min")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scalarise(_Model):
+    """One number out of several objectives, for a search that takes only one."""
+
+    rule: Literal["weighted-sum", "chebyshev"]
+    weights: dict[str, float] = {}  # 1 for those not named
+
+
+class Optimise(_Model):
+    """What the front is over: names of objectives, ``mean`` or ``min`` over the maximised ones."""
+
+    maximise: tuple[str, ...] = ()
+    minimise: tuple[str, ...] = ()
+    scalarise: Scalarise | None = None
+    reference: dict[str, float] = {}  # of the hypervolume; 0 where something is maximised
+
+    @model_validator(mode="after")
+    def _check(self) -> Optimise:
+        names = self.names
+        if not names:
+            raise ValueError("name at least one objective in maximise or minimise")
+        if len(set(names)) < len(names):
+            raise ValueError(f"an objective is named twice: {', '.join(names)}")
+        for name in self.minimise:
+            if name not in self.reference:
+                raise ValueError(
+                    f"{name!r} is minimised, so its worst acceptable value must be declared, "
+                    f"for example reference: {{{name}: 100}}"
+                )
+        for key, given in (
+            ("reference", self.reference),
+            ("weights", self.scalarise.weights if self.scalarise else {}),
+        ):
+            for name in given:
+                if name not in names:
+                    raise ValueError(f"{key} names {name!r}; {did_you_mean(name, names)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.maximise, *self.minimise)
+
+    @property
+    def signs(self) -> tuple[float, ...]:
+        """+1 for what is maximised, -1 for what is minimised, in the order of ``names``."""
+        return (1.0,) * len(self.maximise) + (-1.0,) * len(self.minimise)
+
+    @property
+    def reference_point(self) -> tuple[float, ...]:
+        """The hypervolume's reference, in the order of ``names``, as measured (not negated)."""
+        return tuple(self.reference.get(name, 0.0) for name in self.names)
+
+
+class SearchConfig(_Model):
+    """Which algorithm proposes candidates; ``options`` are its own settings."""
+
+    algorithm: str
+    seed: int = 0
+    options: dict[str, float | int | str | bool] = {}
+
+
+class Budget(_Model):
+    """When to stop: whichever is reached first. Reference points count towards none of them but
+    the wall time."""
+
+    candidates: int | None = Field(default=None, ge=1)
+    items: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    hours: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if not any((self.candidates, self.items, self.tokens, self.hours)):
+            raise ValueError("give at least one of candidates, items, tokens, hours")
+        return self
+
+
+class BackendConfig(_Model):
+    """Where a candidate runs. ``device`` and ``dtype`` default to CUDA in the checkpoint's dtype
+    where there is a GPU, and to the CPU in float32 elsewhere."""
+
+    name: Literal["transformers", "fake"] = "transformers"
+    device: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    batch: int = Field(default=64, ge=1)
+
+
+class PoolConfig(_Model):
+    """Who evaluates candidates: this process, or Ray actors with the declared resources."""
+
+    name: Literal["inline", "ray"] = "inline"
+    workers: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    address: str | None = None  # of a running Ray cluster
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolConfig:
+        if self.name == "inline" and self.workers != 1:
+            raise ValueError("the inline pool has one worker; use pool: {name: ray, workers: N}")
+        return self
+
+
+class Experiment(_Model):
+    """A search as a user declares it; names are resolved, nothing is opened yet."""
+
+    name: str
+    base: str
+    experts: dict[str, str] = Field(min_length=1)
+    space: SpaceSpec
+    objectives: tuple[dict[str, Any], ...] = Field(min_length=1)
+    optimise: Optimise
+    search: SearchConfig
+    budget: Budget
+    backend: BackendConfig = BackendConfig()
+    pool: PoolConfig = PoolConfig()
+
+    def fingerprint(self) -> str:
+        """Identifies the study: equal for experiments that differ only in budget and pool."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """The experiment without what may change between two sessions of one study."""
+        return self.model_dump(mode="json", exclude={"budget", "pool"})
+
+
+class _File(_Model):
+    """An experiment as written: names and paths are not resolved yet."""
+
+    base: str
+    experts: dict[str, str] = Field(min_length=1)
+    space: str | SpaceSpec
+    objectives: tuple[str | dict[str, Any], ...] = Field(min_length=1)
+    optimise: Optimise
+    search: SearchConfig
+    budget: Budget
+    backend: BackendConfig = BackendConfig()
+    pool: PoolConfig = PoolConfig()
+    summary: str = ""
+
+
+def load_experiment(reference: str | Path) -> Experiment:
+    """Reads an experiment by name (of a shipped one), folder or file.
+
+    Raises:
+        ConfigError: one line that names file, line and remedy.
+    """
+    path = find("experiments", str(reference))
+    document = read_yaml(path)
+    written = validate(_File, document)
+    folder = path.parent
+    return Experiment(
+        name=folder.resolve().name if path.name == "experiment.yaml" else path.stem,
+        base=_source(written.base, folder),
+        experts={name: _source(ref, folder) for name, ref in written.experts.items()},
+        space=load_space(written.space, folder),
+        objectives=tuple(_objective(o, folder) for o in written.objectives),
+        **{
+            key: getattr(written, key)
+            for key in ("optimise", "search", "budget", "backend", "pool")
+        },
+    )
+
+
+def load_space(reference: str | SpaceSpec, folder: Path) -> SpaceSpec:
+    """A space by name or file (relative to ``folder``), or as it stands if written inline."""
+    if isinstance(reference, SpaceSpec):
+        return reference
+    local = folder / reference
+    path = local if local.is_file() else find("search_spaces", reference)
+    return validate(SpaceSpec, read_yaml(path))
+
+
+def _source(reference: str, folder: Path) -> str:
+    """A path relative to the experiment's folder becomes absolute; other names stay as they are."""
+    local = (folder / reference).expanduser()
+    return str(local.resolve()) if local.exists() else reference
+
+
+def _objective(reference: str | dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Where an objective is defined, as plain data that any worker can open."""
+    if isinstance(reference, dict):
+        return {"inline": reference, "folder": str(folder.resolve())}
+    local = folder / reference
+    return {"source": str(local.resolve()) if local.exists() else reference}
+
+
+def check_names(experiment: Experiment, objectives: tuple[str, ...]) -> None:
+    """ConfigError if ``optimise`` names something that is neither an objective nor an aggregate."""
+    known = (*objectives, *AGGREGATES)
+    for name in experiment.optimise.names:
+        if name not in known:
+            raise ConfigError(f"optimise names {name!r}; {did_you_mean(name, known)}")
+
+
+def experiment_from(data: dict[str, Any]) -> Experiment:
+    """The experiment that ``model_dump`` wrote."""
+    return validate(Experiment, Document(data))
