@@ -1,0 +1,1 @@
+"""What a merged model is scored on: data sets, requests, metrics and objectives (no torch)."""
