@@ -89,7 +89,7 @@ class SearchConfig(_Model):
 
     algorithm: str
     seed: int = 0
-    options: dict[str, float | int | str | bool] = {}
+    options: dict[str, int | float | bool | None] = {}
 
 
 class Budget(_Model):

@@ -13,7 +13,7 @@ from evomerge.checkpoints.layout import layout
 from evomerge.checkpoints.sources import Expert, Sources, open_sources
 from evomerge.errors import CandidateError, CheckpointError
 from evomerge.methods import Context, get_method
-from evomerge.recipe import Group, Recipe, Source, group_values, select
+from evomerge.recipe import DType, Group, Recipe, Source, group_values, select
 
 if TYPE_CHECKING:
     import torch
@@ -38,15 +38,20 @@ class Merge:
     def moved(self) -> dict[str, Group]:
         """The tensors this recipe may change: selected, floating, and changed by an expert.
 
-        A tensor that equals the base in all of the recipe's experts stays at base untouched.
+        A tensor that equals the base in all of the recipe's experts stays at base untouched. A
+        tensor that is tied to another one follows it.
         """
         tensors = self.sources.base.tensors
         changed = frozenset().union(*(e.changed for e in self.experts.values()))
         selected = select(self.recipe, layout(tensors))
+        tied = self.sources.tied
+        groups = {name: selected.get(tied.get(name, name)) for name in tensors}
         return {
             name: group
-            for name, group in selected.items()
-            if name in changed and tensors[name].dtype in FLOATING
+            for name, group in groups.items()
+            if group is not None
+            and tied.get(name, name) in changed
+            and tensors[name].dtype in FLOATING
         }
 
     def dtype(self, name: str) -> torch.dtype:
@@ -69,6 +74,7 @@ class Merge:
         Raises:
             CandidateError: the result is not finite.
         """
+        name = self.sources.tied.get(name, name)
         base = self.sources.base.read(name)
         if name not in self.moved:
             return base.to(self.dtype(name))
@@ -96,7 +102,7 @@ class Merge:
         return combine({**untouched, **moved})
 
 
-def untouched_digests(sources: Sources, dtype: str) -> Mapping[str, str]:
+def untouched_digests(sources: Sources, dtype: DType) -> Mapping[str, str]:
     """The digest of every tensor of the base in the output dtype; computed once for each dtype."""
     key = (str(sources.base.path), dtype)
     if key not in _UNTOUCHED:
@@ -132,7 +138,7 @@ def open_merge(recipe: Recipe, device: str = "cpu") -> Merge:
 
 def check_fingerprints(recipe: Recipe, sources: Sources) -> None:
     """CheckpointError if a source is not the one whose sha256 the recipe gives."""
-    opened = {"base": sources.base.source, **{n: e.source for n, e in sources.experts.items()}}
+    opened = {"base": sources.base, **{n: e.weights for n, e in sources.experts.items()}}
     wanted = {"base": recipe.base, **recipe.experts}
     for name, source in wanted.items():
         if source.sha256 is not None and (found := fingerprint(opened[name])) != source.sha256:

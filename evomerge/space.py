@@ -21,7 +21,7 @@ and interpolates linearly between them. A parameter that is not mentioned has it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from evomerge.checkpoints.layout import Place
+from evomerge.checkpoints.layout import Place, layout
 from evomerge.errors import ConfigError
 from evomerge.methods import Method, get_method
 from evomerge.recipe import DType, Group, Recipe, Selector, Source, check_experts
@@ -230,6 +230,15 @@ class Space:
             return None
         return tuple(min(max(u, 0.0), 1.0) for u in genome)
 
+    def moves(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of the base's tensors ``names`` that lie in one of the space's groups."""
+        selectors = [Selector.parse(cell.selector) for cell in self.cells]
+        return frozenset(
+            name
+            for name, where in layout(names).items()
+            if any(selector.matches(where) for selector in selectors)
+        )
+
     @property
     def _method(self) -> Method:
         return get_method(self.spec.method)
@@ -300,7 +309,7 @@ def bind(
     spec: SpaceSpec,
     base: Source,
     experts: Mapping[str, Source],
-    layout: Mapping[str, Place],
+    places: Mapping[str, Place],
     changed: frozenset[str],
     seed: int = 0,
 ) -> Space:
@@ -312,31 +321,31 @@ def bind(
         ConfigError: no group is left, or the method does not take that many experts.
     """
     check_experts(get_method(spec.method), list(experts))
-    movable = {name: place for name, place in layout.items() if name in changed}
+    movable = {name: place for name, place in places.items() if name in changed}
     cells = [
         cell
         for tower in spec.groups.towers
         for module in spec.groups.modules
-        for cell in _column(tower, module, spec.groups.depth, layout)
+        for cell in _column(tower, module, spec.groups.depth, places)
         if any(Selector.parse(cell.selector).matches(place) for place in movable.values())
     ]
     if not cells:
-        places = sorted({f"{p.tower}/{p.module}" for p in movable.values()})
+        found = sorted({f"{p.tower}/{p.module}" for p in movable.values()})
         raise ConfigError(
             f"space {spec.name!r} moves nothing: no expert changes a tensor of towers "
             f"{', '.join(spec.groups.towers)} with its modules; they change: "
-            f"{', '.join(places) or 'nothing at all'}"
+            f"{', '.join(found) or 'nothing at all'}"
         )
     return Space(spec, base, experts, tuple(cells), seed)
 
 
 def _column(
-    tower: str, module: str | tuple[str, ...], depth: str | int, layout: Mapping[str, Place]
+    tower: str, module: str | tuple[str, ...], depth: str | int, places: Mapping[str, Place]
 ) -> list[Cell]:
     """The groups of one tower and module kind, from the first block to the last."""
     kind = module if isinstance(module, str) else ",".join(module)
     column = f"{tower}/{kind}"
-    blocks = sorted({p.block for p in layout.values() if p.tower == tower and p.block is not None})
+    blocks = sorted({p.block for p in places.values() if p.tower == tower and p.block is not None})
     count = len(blocks) if depth == "each" else min(int(depth), len(blocks))
     if count <= 1:
         return [Cell(f"{tower}/*/{kind}", column, 0.0)]

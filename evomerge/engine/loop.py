@@ -1,0 +1,246 @@
+"""The loop: an asynchronous steady state of ask, evaluate, tell, with every step in the ledger.
+
+The ledger is the only memory. A run that is started again folds the ledger, replays the search to
+where it was, evaluates what was under way, and goes on; with one inline worker the result is the
+same ledger, event for event, as without the interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from evomerge.config import Scalarise
+from evomerge.engine.pools import Pool
+from evomerge.engine.study import Study, fingerprint_of
+from evomerge.engine.worker import Outcome, Task
+from evomerge.errors import CandidateError, OutputError
+from evomerge.ledger.events import Event
+from evomerge.ledger.fold import Candidate, State
+from evomerge.ledger.results import front, vector
+from evomerge.ledger.store import Ledger
+from evomerge.recipe import Recipe
+from evomerge.scoring.objectives import Split
+from evomerge.search.base import Search, SearchSettings, make_search
+from evomerge.search.scalarise import chebyshev, weighted_sum
+
+ATTEMPTS = 3  # workers that may die with a candidate before it is given up
+Observer = Callable[[State, int], None]  # called after every event with the tasks under way
+
+
+@dataclass
+class Loop:
+    """One session of a study: from whatever the ledger holds to the end of the budget."""
+
+    study: Study
+    ledger: Ledger
+    pool: Pool
+    observe: Observer = lambda state, running: None
+    state: State = field(default_factory=State)
+    _running: set[int] = field(default_factory=set)
+
+    def run(self) -> State:
+        """Runs until the budget is spent and the front is re-scored; returns the final state.
+
+        Raises:
+            OutputError: the ledger belongs to another experiment.
+            CandidateError: the base itself cannot be scored.
+        """
+        self._search = self._new_search()
+        self._resume()
+        self._propose_references()
+        self._evaluate(self.state.pending(), "search", then_ask=True)
+        self._rescore()
+        if self.state.finished is None:
+            self._record(Event("finished", body={"reason": self._spent() or "nothing left to ask"}))
+        return self.state
+
+    def _new_search(self) -> Search:
+        experiment = self.study.experiment
+        optimise = experiment.optimise
+        return make_search(
+            SearchSettings(
+                experiment.search.algorithm, experiment.search.seed, experiment.search.options
+            ),
+            dimension=self.study.space.dimension,
+            objectives=1 if optimise.scalarise else len(optimise.names),
+            workers=self.pool.capacity,
+        )
+
+    def _resume(self) -> None:
+        """Folds the ledger and brings the search to where it was."""
+        events = self.ledger.events()
+        body = self.study.body()
+        if not events:
+            self._record(Event("study", body=body))
+            return
+        if events[0].kind != "study" or fingerprint_of(events[0].body) != fingerprint_of(body):
+            raise OutputError(
+                "the run directory holds a run of another experiment (or this one has changed: "
+                f"{_difference(dict(events[0].body), body)}); choose another --out"
+            )
+        for event in events:
+            self.state.apply(event)
+            self._replay(event)
+
+    def _replay(self, event: Event) -> None:
+        if event.candidate is None:
+            return
+        candidate = self.state.candidates[event.candidate]
+        if event.kind == "asked" and candidate.genome is not None:
+            self._search.replay(candidate.id, candidate.genome)
+        else:
+            self._inform(event)
+
+    def _record(self, event: Event) -> None:
+        """Ledger first, then the state, then the search: a crash between them loses nothing."""
+        stamped = self.ledger.append(event)
+        self.state.apply(stamped)
+        self._inform(stamped)
+        self.observe(self.state, len(self._running))
+
+    def _inform(self, event: Event) -> None:
+        """Tells the search of an outcome."""
+        if event.candidate is None:
+            return
+        candidate = self.state.candidates[event.candidate]
+        if event.kind == "scored" and candidate.genome is not None:
+            self._search.tell(candidate.id, candidate.genome, self._fitness(candidate))
+        elif event.kind == "failed" and not candidate.is_reference:
+            self._search.fail(candidate.id)
+
+    def _fitness(self, candidate: Candidate) -> tuple[float, ...]:
+        optimise = self.study.experiment.optimise
+        assert candidate.scores is not None
+        scores = vector(candidate.scores, optimise, self.study.directions)
+        if optimise.scalarise is None:
+            return scores
+        return (_scalar(scores, optimise.names, optimise.signs, optimise.scalarise),)
+
+    def _propose_references(self) -> None:
+        known = {c.name for c in self.state.references()}
+        for id, reference in enumerate(self.study.references):
+            if reference.name not in known:
+                body = {
+                    "name": reference.name,
+                    "recipe": reference.recipe.model_dump(mode="json"),
+                    "genome": reference.genome,
+                }
+                self._record(Event("reference", id, body))
+
+    def _evaluate(
+        self, candidates: Iterable[Candidate], split: Split, then_ask: bool = False
+    ) -> None:
+        """Keeps the pool busy with ``candidates``, then with what the search asks for."""
+        queue = [c.id for c in candidates]
+        while True:
+            while queue and len(self._running) < self.pool.capacity:
+                self._submit(queue.pop(0), split)
+            if then_ask and not queue and not self._references_pending():
+                for id in self._ask(self.pool.capacity - len(self._running)):
+                    self._submit(id, split)
+            if not self._running:
+                return
+            for outcome in self.pool.wait():
+                self._running.discard(outcome.task.candidate)
+                if self._record_outcome(outcome):
+                    queue.insert(0, outcome.task.candidate)
+
+    def _submit(self, id: int, split: Split) -> None:
+        self._running.add(id)
+        self.pool.submit(Task(id, self.recipe(self.state.candidates[id]), split))
+
+    def recipe(self, candidate: Candidate) -> Recipe:
+        """The recipe of a candidate: its own for a reference point, else its genome's."""
+        if candidate.recipe is not None:
+            return candidate.recipe
+        assert candidate.genome is not None
+        return self.study.space.recipe(candidate.genome)
+
+    def _references_pending(self) -> bool:
+        return any(c.status == "pending" for c in self.state.references())
+
+    def _ask(self, free: int) -> list[int]:
+        """New candidates for the free workers, as many as the budget and the search allow."""
+        if free <= 0 or self._spent() is not None:
+            return []
+        limit = self.study.experiment.budget.candidates
+        if limit is not None:
+            free = min(free, limit - len(self.state.searched()))
+        first = len(self.state.candidates)
+        genomes = self._search.ask(range(first, first + free))
+        for id, genome in enumerate(genomes, first):
+            self._record(Event("asked", id, {"genome": genome}))
+        return list(range(first, first + len(genomes)))
+
+    def _spent(self) -> str | None:
+        """Which part of the budget is used up, or None."""
+        budget = self.study.experiment.budget
+        searched = self.state.searched()
+        scores = [c.scores for c in searched if c.scores is not None]
+        spent = {
+            "candidates": len(searched),
+            "items": sum(len(i) for s in scores for i in s.items.values()),
+            "tokens": sum(s.tokens for s in scores),
+            "hours": self.state.seconds / 3600,
+        }
+        for name, used in spent.items():
+            limit = getattr(budget, name)
+            if limit is not None and used >= limit:
+                return f"budget of {limit} {name} is spent"
+        return None
+
+    def _record_outcome(self, outcome: Outcome) -> bool:
+        """Writes what became of a task; True if the candidate must be tried again."""
+        id, split = outcome.task.candidate, outcome.task.split
+        if outcome.scores is not None:
+            kind = "scored" if split == "search" else "held_out"
+            timing = outcome.scores.timing
+            self._record(Event(kind, id, outcome.scores.body(), timing))  # type: ignore[arg-type]
+            return False
+        if outcome.lost:
+            self._record(Event("lost", id, {"reason": outcome.reason}))
+            if self.state.candidates[id].attempts < ATTEMPTS:
+                return True
+        if split == "held_out":
+            raise CandidateError(
+                f"{self.state.candidates[id].label} was scored in the search but not on the "
+                f"held-out split: {outcome.reason}; run the same command again to retry"
+            )
+        if self.state.candidates[id].name == "base":
+            raise CandidateError(f"the base itself cannot be scored: {outcome.reason}")
+        self._record(Event("failed", id, {"reason": outcome.reason}))
+        return False
+
+    def _rescore(self) -> None:
+        """Scores the front and the reference points on the held-out split."""
+        if not any(o.items("held_out") for o in self.study.objectives):
+            return
+        optimise, directions = self.study.experiment.optimise, self.study.directions
+        chosen = [
+            *(c for c in self.state.references() if c.status == "scored"),
+            *front(self.state.searched(), optimise, directions),
+        ]
+        self._evaluate([c for c in chosen if c.held_out is None], "held_out")
+
+
+def _scalar(
+    scores: tuple[float, ...],
+    names: tuple[str, ...],
+    signs: tuple[float, ...],
+    rule: Scalarise,
+) -> float:
+    weights = [rule.weights.get(name, 1.0) for name in names]
+    if rule.rule == "weighted-sum":
+        return weighted_sum(scores, weights)
+    ideal = [1.0 if sign > 0 else 0.0 for sign in signs]  # accuracies at most 1, costs at least 0
+    return chebyshev(scores, weights, ideal)
+
+
+def _difference(before: dict[str, object], now: dict[str, object]) -> str:
+    """The first keys in which two study events differ."""
+    if isinstance(before.get("experiment"), dict) and isinstance(now.get("experiment"), dict):
+        before = {**before, **before.pop("experiment")}  # type: ignore[dict-item]
+        now = {**now, **now["experiment"]}  # type: ignore[dict-item]
+    changed = [k for k in now if k != "experiment" and before.get(k) != now[k]]
+    return ", ".join(changed)

@@ -1,0 +1,126 @@
+"""The pool of Ray actors: each holds one live model; a dead one is replaced.
+
+Only recipes and scores travel; every actor opens the sources by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.config import Experiment
+from evomerge.engine.worker import Outcome, Task, Worker
+from evomerge.errors import EvomergeError, InputError
+
+_STRIKES = 3  # workers in a row that die before they have done anything: give up
+
+
+@dataclass
+class _Seat:
+    """One place for a worker: the actor that sits on it, and whether it has ever answered."""
+
+    actor: Any
+    proven: bool = False
+
+
+class RayPool:
+    """``workers`` long-lived actors with the declared resources."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        import ray
+
+        self._ray = ray
+        self._experiment = experiment
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            ray.init(
+                address=experiment.pool.address,
+                include_dashboard=False if experiment.pool.address is None else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        self._idle = [_Seat(self._spawn()) for _ in range(experiment.pool.workers)]
+        self._running: dict[Any, tuple[Task, _Seat]] = {}
+        self._deaths = 0
+
+    @property
+    def capacity(self) -> int:
+        return self._experiment.pool.workers
+
+    def submit(self, task: Task) -> None:
+        seat = self._idle.pop(0)
+        self._running[seat.actor.run.remote(task)] = (task, seat)
+
+    def wait(self) -> list[Outcome]:
+        ended, _ = self._ray.wait(list(self._running), num_returns=1)
+        more, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        return [self._collect(reference) for reference in dict.fromkeys([*ended, *more])]
+
+    def close(self) -> None:
+        if self._owns_ray:
+            self._ray.shutdown()
+            return
+        for seat in (*self._idle, *(seat for _, seat in self._running.values())):
+            self._ray.kill(seat.actor)
+
+    def process_ids(self) -> list[int]:
+        """Process ids of the workers that are not busy (for tests that kill one)."""
+        return [int(self._ray.get(seat.actor.pid.remote())) for seat in self._idle]
+
+    def _collect(self, reference: Any) -> Outcome:
+        task, seat = self._running.pop(reference)
+        try:
+            outcome: Outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, EvomergeError):
+                raise error.cause from None
+            outcome = Outcome(task, reason=str(error.cause))
+        except self._ray.exceptions.RayError as error:
+            self._replace(seat, error)
+            return Outcome(task, reason=f"worker lost: {type(error).__name__}", lost=True)
+        seat.proven = True
+        self._deaths = 0
+        self._idle.append(seat)
+        return outcome
+
+    def _replace(self, seat: _Seat, error: Exception) -> None:
+        self._deaths = 0 if seat.proven else self._deaths + 1
+        if self._deaths >= _STRIKES:
+            raise InputError(
+                f"{_STRIKES} workers in a row died before their first result ({error}); "
+                f"try pool: {{name: inline}} to see why"
+            ) from error
+        self._idle.append(_Seat(self._spawn()))
+
+    def _spawn(self) -> Any:
+        pool = self._experiment.pool
+        actor = self._ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(RayWorker)
+        return actor.remote(self._experiment)
+
+
+class RayWorker:
+    """The actor: opens the study on first use, so that what fails there is an answer."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._worker: Worker | None = None
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def run(self, task: Task) -> Outcome:
+        if self._worker is None:
+            self._worker = self._open()
+        return self._worker.run(task)
+
+    def _open(self) -> Worker:
+        from evomerge.checkpoints.sources import open_sources
+        from evomerge.engine.study import open_objectives
+
+        experiment = self._experiment
+        return Worker(
+            open_sources(experiment.base, experiment.experts),
+            open_objectives(experiment),
+            experiment.backend,
+        )

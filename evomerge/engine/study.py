@@ -1,0 +1,111 @@
+"""An experiment with all that it names opened and checked: what driver and workers share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.checkpoints.catalog import fingerprint
+from evomerge.checkpoints.layout import layout
+from evomerge.checkpoints.sources import Sources, open_sources
+from evomerge.config import AGGREGATES, Experiment, check_names
+from evomerge.engine.references import Reference, references
+from evomerge.errors import ConfigError
+from evomerge.instantiate import FLOATING
+from evomerge.recipe import Source
+from evomerge.scoring.objectives import Objective, load_objective
+from evomerge.space import Cell, Space, SpaceSpec, bind
+
+
+@dataclass(frozen=True)
+class Study:
+    """An opened experiment."""
+
+    experiment: Experiment
+    sources: Sources
+    objectives: tuple[Objective, ...]
+    space: Space
+    references: tuple[Reference, ...]
+
+    @property
+    def directions(self) -> dict[str, str]:
+        """Objective name to ``maximise`` or ``minimise``."""
+        return {o.name: o.direction for o in self.objectives}
+
+    def body(self) -> dict[str, Any]:
+        """What makes this study this one and no other; the first event of its ledger."""
+        space = self.space
+        return {
+            "experiment": self.experiment.identity(),
+            "base": space.base.model_dump(),
+            "experts": {name: source.model_dump() for name, source in space.experts.items()},
+            "objectives": {o.name: o.describe() for o in self.objectives},
+            "cells": [[c.selector, c.column, c.position] for c in space.cells],
+            "genes": [[g.name, g.low, g.high, g.log] for g in space.genes],
+        }
+
+
+def open_study(experiment: Experiment) -> Study:
+    """Opens sources and objectives of an experiment and fits its space to them.
+
+    Raises:
+        InputError: whatever cannot be used, before any work is done.
+    """
+    objectives = open_objectives(experiment)
+    sources = open_sources(experiment.base, experiment.experts)
+    base = Source(path=experiment.base, sha256=fingerprint(sources.base))
+    experts = {
+        name: Source(path=experiment.experts[name], sha256=fingerprint(expert.weights))
+        for name, expert in sources.experts.items()
+    }
+    tensors = sources.base.tensors
+    changed = frozenset(
+        name
+        for expert in sources.experts.values()
+        for name in expert.changed
+        if tensors[name].dtype in FLOATING
+    )
+    space = bind(experiment.space, base, experts, layout(tensors), changed, experiment.search.seed)
+    return Study(experiment, sources, objectives, space, references(space, sources))
+
+
+def open_objectives(experiment: Experiment) -> tuple[Objective, ...]:
+    """The experiment's objectives with their data, and a check that ``optimise`` names them."""
+    objectives = tuple(
+        load_objective(o["inline"], Path(o["folder"]))
+        if "inline" in o
+        else load_objective(o["source"], Path.cwd())
+        for o in experiment.objectives
+    )
+    names = tuple(o.name for o in objectives)
+    if len(set(names)) < len(names):
+        raise ConfigError(f"objectives must differ in name, found {', '.join(names)}")
+    check_names(experiment, names)
+    if not any(o.direction == "maximise" for o in objectives):
+        for name in experiment.optimise.names:
+            if name in AGGREGATES:
+                raise ConfigError(
+                    f"optimise names {name!r}, which is over the objectives that are maximised, "
+                    f"but none is; name objectives instead: {', '.join(names)}"
+                )
+    return objectives
+
+
+def space_of(study: Mapping[str, Any]) -> Space:
+    """The fitted space of a ledger's ``study`` event, without opening a checkpoint."""
+    return Space(
+        spec=SpaceSpec(**study["experiment"]["space"]),
+        base=Source(**study["base"]),
+        experts={name: Source(**source) for name, source in study["experts"].items()},
+        cells=tuple(Cell(*cell) for cell in study["cells"]),
+        seed=study["experiment"]["search"]["seed"],
+    )
+
+
+def fingerprint_of(body: Mapping[str, Any]) -> str:
+    """sha256 of a ``study`` event's body: equal for the sessions of one study."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

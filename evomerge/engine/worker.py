@@ -1,0 +1,124 @@
+"""A worker: instantiates a recipe in the live model and scores it. It knows nothing of searches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from evomerge.backends import open_backend
+from evomerge.checkpoints.digest import tensor_digest
+from evomerge.checkpoints.sources import Sources
+from evomerge.config import BackendConfig
+from evomerge.errors import CandidateError
+from evomerge.instantiate import Merge
+from evomerge.ledger.fold import Scores
+from evomerge.recipe import Recipe
+from evomerge.scoring import evaluate
+from evomerge.scoring.measures import WeightStats
+from evomerge.scoring.objectives import Objective, Split
+from evomerge.scoring.requests import Generated, Response
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Task:
+    """One evaluation: a recipe on a split. ``candidate`` is only carried along."""
+
+    candidate: int
+    recipe: Recipe
+    split: Split
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: scores, or the reason of a failure, or a worker lost with it."""
+
+    task: Task
+    scores: Scores | None = None
+    reason: str | None = None
+    lost: bool = False
+
+
+@dataclass
+class Worker:
+    """Holds one live model for its whole life; candidates come and go in its weights."""
+
+    sources: Sources
+    objectives: tuple[Objective, ...]
+    config: BackendConfig
+
+    def __post_init__(self) -> None:
+        self.backend = open_backend(self.config, self.sources.base)
+        self.backend.open()
+        splits: tuple[Split, Split] = ("search", "held_out")
+        self._plans = {s: evaluate.plan(self.objectives, s) for s in splits}
+
+    def run(self, task: Task) -> Outcome:
+        """Scores the task's recipe; whatever goes wrong with it becomes the outcome's reason."""
+        try:
+            return Outcome(task, scores=self.score(task.recipe, task.split))
+        except Exception as error:
+            return Outcome(task, reason=f"{type(error).__name__}: {error}")
+
+    def score(self, recipe: Recipe, split: Split) -> Scores:
+        """Instantiates the recipe in the live model and scores it on a split.
+
+        Raises:
+            CandidateError: the merged weights or a score are not finite.
+        """
+        started = time.perf_counter()
+        merge = Merge(recipe, self.sources, self.backend.device)
+        made = _Made()
+        self.backend.load(made.watch(merge))
+        ready = time.perf_counter()
+        plan = self._plans[split]
+        responses = self.backend.run(plan.requests)
+        scored = evaluate.score(plan, responses, WeightStats(made.moved, made.unchanged))
+        values = {
+            o.name: o.aggregate(list(scored[o.name].values()))
+            for o in self.objectives
+            if scored[o.name]
+        }
+        for name, value in values.items():
+            if not abs(value.value) < float("inf"):
+                raise CandidateError(f"objective {name} is {value.value}, expected a finite number")
+        return Scores(
+            digest=merge.digest(made.digests),
+            values=values,
+            items={n: tuple(s.value for s in by.values()) for n, by in scored.items() if by},
+            tokens=count_tokens(responses),
+            timing={
+                "instantiate": ready - started,
+                "score": time.perf_counter() - ready,
+            },
+        )
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+@dataclass
+class _Made:
+    """What passed on its way from the merge into the model: digests, and how much was moved."""
+
+    digests: dict[str, str] = field(default_factory=dict)
+    moved: int = 0
+    unchanged: int = 0
+
+    def watch(self, merge: Merge) -> Iterator[tuple[str, torch.Tensor]]:
+        """The merge's tensors, one at a time."""
+        for name, tensor in merge.tensors():
+            self.digests[name] = tensor_digest(tensor)
+            self.moved += tensor.numel()
+            base = merge.sources.base.read(name).to(tensor)
+            self.unchanged += int((tensor == base).sum())
+            yield name, tensor
+
+
+def count_tokens(responses: list[Response]) -> int:
+    """Generated tokens; reading a prompt is not counted."""
+    return sum(r.tokens for r in responses if isinstance(r, Generated))

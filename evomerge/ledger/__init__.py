@@ -1,0 +1,1 @@
+"""What happened in a study: append-only events in SQLite, and the state as a fold over them."""

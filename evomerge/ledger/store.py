@@ -1,0 +1,158 @@
+"""The ledger's file: SQLite in WAL mode, one transaction an event, one writer.
+
+Events are only ever appended. Every append is on the disk when it returns, so a process killed at
+any moment loses at most the event it was about to write. A second driver on the same ledger is
+refused by a lock that the operating system releases when its holder dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from evomerge.errors import OutputError
+from evomerge.ledger.events import Event
+
+NAME = "ledger.db"
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (
+    id INTEGER PRIMARY KEY, started REAL NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, candidate INTEGER, body TEXT NOT NULL,
+    time REAL NOT NULL, timing TEXT NOT NULL, session INTEGER NOT NULL REFERENCES sessions (id)
+);
+"""
+
+
+class Ledger:
+    """A study's events on disk. Open it with ``open_ledger`` to write, ``read_events`` to read."""
+
+    def __init__(self, connection: sqlite3.Connection, lock: IO[str], session: int) -> None:
+        self._connection = connection
+        self._lock = lock
+        self._session = session
+
+    def append(self, event: Event) -> Event:
+        """Writes one event durably and returns it with its time and session.
+
+        Raises:
+            OutputError: the disk is full or the file cannot be written; nothing is half written.
+        """
+        stamped = Event(
+            event.kind, event.candidate, event.body, event.timing, time.time(), self._session
+        )
+        try:
+            with self._connection:
+                self._connection.execute(
+                    "INSERT INTO events (kind, candidate, body, time, timing, session) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        stamped.kind,
+                        stamped.candidate,
+                        _dump(stamped.body),
+                        stamped.time,
+                        _dump(stamped.timing),
+                        stamped.session,
+                    ),
+                )
+        except sqlite3.OperationalError as error:
+            raise OutputError(
+                f"the ledger cannot be written ({error}); what it holds is safe: mend the disk and "
+                f"run the same command again to go on"
+            ) from error
+        return stamped
+
+    def events(self) -> list[Event]:
+        """All events, oldest first."""
+        return list(_select(self._connection))
+
+    def close(self) -> None:
+        """Releases the file and its lock."""
+        self._connection.close()
+        self._lock.close()
+
+
+def open_ledger(directory: Path) -> Ledger:
+    """Opens or creates the ledger of a run directory for its one writer.
+
+    Raises:
+        OutputError: another process is writing it, or the file is not a ledger.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = (directory / f"{NAME}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise OutputError(
+            f"{directory} is in use by another evomerge run; wait for it or choose another --out"
+        ) from None
+    try:
+        connection = _connect(directory / NAME)
+        with connection:
+            connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA user_version={_VERSION}")
+            cursor = connection.execute(
+                "INSERT INTO sessions (started, host, pid) VALUES (?, ?, ?)",
+                (time.time(), socket.gethostname(), os.getpid()),
+            )
+    except sqlite3.DatabaseError as error:
+        lock.close()
+        raise OutputError(
+            f"{directory / NAME} cannot be used as a ledger ({error}); choose another --out"
+        ) from None
+    return Ledger(connection, lock, cursor.lastrowid or 0)
+
+
+def read_events(directory: Path) -> list[Event]:
+    """All events of a run directory, oldest first; safe while a run is writing.
+
+    Raises:
+        OutputError: the directory holds no ledger.
+    """
+    path = directory / NAME
+    if not path.is_file():
+        raise OutputError(
+            f"{directory} holds no run (no {NAME}); give the directory that `evomerge run` wrote"
+        )
+    try:
+        connection = _connect(path)
+        try:
+            return list(_select(connection))
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise OutputError(f"{path} cannot be read as a ledger ({error})") from None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=30)
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, _VERSION):
+        connection.close()
+        raise sqlite3.DatabaseError(f"it has version {version}, this evomerge writes {_VERSION}")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection
+
+
+def _select(connection: sqlite3.Connection) -> Iterator[Event]:
+    rows = connection.execute(
+        "SELECT kind, candidate, body, timing, time, session FROM events ORDER BY id"
+    )
+    for kind, candidate, body, timing, at, session in rows:
+        yield Event(kind, candidate, json.loads(body), json.loads(timing), at, session)
+
+
+def _dump(value: Any) -> str:
+    """Canonical JSON: equal values give equal bytes; floats survive the round trip exactly."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict)

@@ -1,0 +1,58 @@
+"""The model card of an exported point: what it is made of, how it scored, how to make it again."""
+
+from __future__ import annotations
+
+from evomerge import __version__
+from evomerge.ledger.fold import Candidate
+from evomerge.recipe import Recipe
+from evomerge.report.terminal import show
+from evomerge.report.view import View
+
+
+def candidate_card(view: View, candidate: Candidate, digest: str) -> str:
+    """Markdown card of a candidate of a study, with its scores beside every reference point."""
+    split = "held-out" if candidate.held_out else "search"
+    lines = [
+        f"| model | {' | '.join(view.columns)} |",
+        f"|---{'|---:' * len(view.columns)}|",
+        _row(view, candidate, "this model"),
+        *(_row(view, reference, reference.label) for reference in view.state.references()),
+    ]
+    about = (
+        f"Candidate {candidate.label} of the evomerge study `{view.name}`, which scored "
+        f"{sum(c.status == 'scored' for c in view.state.searched())} candidates with "
+        f"`{view.study['experiment']['search']['algorithm']}`."
+    )
+    scores = "\n".join(
+        [f"## Scores\n\nOn the {split} split, ± standard error over items.\n", *lines]
+    )
+    return _card(view.recipe(candidate), about, scores, digest)
+
+
+def recipe_card(recipe: Recipe) -> str:
+    """Markdown card of a static merge, which has no scores."""
+    return _card(recipe, "A static merge: it was not scored.", "", None)
+
+
+def _row(view: View, candidate: Candidate, label: str) -> str:
+    split = "held_out" if candidate.held_out else "search"
+    cells = [show(view.value(candidate, name, split)) or "-" for name in view.columns]  # type: ignore[arg-type]
+    return f"| {label} | {' | '.join(cells)} |"
+
+
+def _card(recipe: Recipe, about: str, scores: str, digest: str | None) -> str:
+    sources = [("base", recipe.base), *recipe.experts.items()]
+    listed = "\n".join(
+        f"- {name}: `{source.path}`" + (f" (sha256 `{source.sha256}`)" if source.sha256 else "")
+        for name, source in sources
+    )
+    weights = f"\n- digest of the weights: `{digest}`" if digest else ""
+    parts = [
+        "---\ntags:\n- merge\n- evomerge\n---",
+        f"# Merged model\n\n{about}",
+        scores,
+        f"## Made of\n\n{listed}\n\n- method: `{recipe.method}`\n- seed: {recipe.seed}{weights}",
+        "## Make it again\n\n`recipe.yaml` beside this file defines every weight: "
+        f"`evomerge merge recipe.yaml --out DIR` (evomerge {__version__}).",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,0 +1,145 @@
+"""Terminal views of a study: tables and a scatter plot, as rich renderables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.ledger.fold import Candidate
+from evomerge.ledger.results import Split
+from evomerge.report.view import View
+from evomerge.scoring.statistics import Value
+
+
+def front_view(view: View, width: int) -> RenderableType:
+    """The plot of the first two objectives of the front, and the table of front and references."""
+    names = view.optimise.names
+    parts: list[RenderableType] = []
+    if len(names) >= 2 and view.state.scored():
+        parts.append(scatter(view, names[0], names[1], min(width - 12, 72), 16))
+    parts.append(front_table(view))
+    return Group(*parts)
+
+
+def front_table(view: View) -> Table:
+    """Front and reference points: search-split values, and held-out values with standard errors."""
+    held_out = any(c.held_out for c in view.state.candidates.values())
+    split: Split = "held_out" if held_out else "search"
+    what = "held-out split" if held_out else "search split"
+    table = Table(title=f"{view.name}: front and reference points, {what} (± standard error)")
+    table.add_column("candidate")
+    for name in view.columns:
+        table.add_column(name.removeprefix("zoo/"), justify="right")
+    on_front = view.front()
+    knee = view.knee() if on_front else None
+    for candidate in on_front:
+        shown = candidate.held_out or not held_out
+        label = f"{candidate.label} (knee)" if candidate is knee else candidate.label
+        table.add_row(label, *_row(view, candidate, split), style=None if shown else "dim")
+    table.add_section()
+    for candidate in view.state.references():
+        table.add_row(candidate.label, *_row(view, candidate, split), style="cyan")
+    return table
+
+
+def _row(view: View, candidate: Candidate, split: Split) -> list[str]:
+    if candidate.status == "failed":
+        return ["failed"] + [""] * (len(view.columns) - 1)
+    return [show(view.value(candidate, name, split)) for name in view.columns]
+
+
+def show(value: Value | None) -> str:
+    """``0.812 ±.012``; nothing for a value that is not there."""
+    if value is None:
+        return ""
+    number = f"{value.value:.3f}" if abs(value.value) < 100 else f"{value.value:.4g}"
+    return number if value.se is None else f"{number} ±{value.se:.3f}".replace("±0.", "±.")
+
+
+def scatter(view: View, x: str, y: str, width: int, height: int) -> Text:
+    """All scored candidates by two objectives, search split: ● front, · others, letters references.
+
+    ``width`` and ``height`` are of the plotting area, in characters.
+    """
+    on_front = {c.id for c in view.front()}
+    points: list[tuple[float, float, str, str]] = []
+    legend: list[str] = []
+    for candidate in view.state.searched():
+        style = "bold green" if candidate.id in on_front else "dim"
+        points += _point(view, candidate, x, y, "●" if candidate.id in on_front else "·", style)
+    for letter, candidate in zip(
+        "abcdefghijklmnopqrstuvwxyz", view.state.references(), strict=False
+    ):
+        points += _point(view, candidate, x, y, letter, "bold cyan")
+        legend.append(f"{letter} {candidate.label}")
+    points.sort(key=lambda p: (p[2] != "·", p[2] == "●"))  # what matters is drawn last
+    return _draw(points, x, y, width, height, legend)
+
+
+def _point(
+    view: View, candidate: Candidate, x: str, y: str, mark: str, style: str
+) -> list[tuple[float, float, str, str]]:
+    a, b = view.value(candidate, x), view.value(candidate, y)
+    return [] if a is None or b is None else [(a.value, b.value, mark, style)]
+
+
+def _draw(
+    points: Sequence[tuple[float, float, str, str]],
+    x: str,
+    y: str,
+    width: int,
+    height: int,
+    legend: list[str],
+) -> Text:
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    left, right, bottom, top = min(xs), max(xs), min(ys), max(ys)
+    grid: dict[tuple[int, int], tuple[str, str]] = {}
+    for px, py, mark, style in points:
+        column = round((px - left) / ((right - left) or 1) * (width - 1))
+        row = round((py - bottom) / ((top - bottom) or 1) * (height - 1))
+        grid[row, column] = (mark, style)
+    text = Text()
+    for row in reversed(range(height)):
+        tick = {height - 1: f"{top:.3f}", 0: f"{bottom:.3f}"}.get(row, "")
+        text.append(f"{tick:>8} │")
+        for column in range(width):
+            text.append(*grid.get((row, column), (" ", "")))
+        text.append("\n")
+    text.append(f"{'':>8} └{'─' * width}\n")
+    text.append(f"{'':>8}  {left:<{width - 6}.3f}{right:.3f}\n")
+    text.append(f"{'':>8}  across: {x}, up: {y} (search split); ● front, · others\n")
+    text.append(f"{'':>8}  {', '.join(legend)}\n", style="cyan")
+    return text
+
+
+def status_view(view: View, running: int, limit: int | None = None, eta: str = "") -> Table:
+    """Progress in one small table: counts, best of each objective against the references."""
+    state = view.state
+    searched = state.searched()
+    failed = sum(c.status == "failed" for c in searched)
+    done = sum(c.status == "scored" for c in searched)
+    of = f" of {limit}" if limit else ""
+    table = Table(
+        title=f"{view.name}: {done}{of} candidates scored, {failed} failed, {running} under way, "
+        f"hypervolume {view.hypervolume():.4f}{eta}",
+        title_justify="left",
+    )
+    table.add_column("search split")
+    for name in view.columns:
+        table.add_column(name.removeprefix("zoo/"), justify="right")
+    best_found = [_best(view, searched, name) for name in view.columns]
+    best_reference = [_best(view, state.references(), name) for name in view.columns]
+    table.add_row("best candidate", *best_found)
+    table.add_row("best reference point", *best_reference, style="cyan")
+    return table
+
+
+def _best(view: View, candidates: Sequence[Candidate], name: str) -> str:
+    values = [v for c in candidates if (v := view.value(c, name)) is not None]
+    if not values:
+        return ""
+    worse = view.directions.get(name) == "minimise"
+    return show(min(values, key=lambda v: v.value if worse else -v.value))
