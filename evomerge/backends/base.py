@@ -1,0 +1,43 @@
+"""The seam between the engine and whatever runs a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from evomerge.scoring.requests import Request, Response
+
+if TYPE_CHECKING:
+    import torch
+
+    Weights = Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
+
+
+class Backend(Protocol):
+    """A model that stays in memory while its weights change from candidate to candidate.
+
+    What `run` answers depends on the base, the last `load` and the request alone: not on earlier
+    loads or runs, nor on the order of the requests.
+    """
+
+    def open(self) -> None:
+        """Brings up the base model. Raises InputError if the backend cannot run it."""
+        ...
+
+    def load(self, weights: Weights) -> None:
+        """Makes the model base + `weights`: every tensor that is not named returns to the base.
+
+        Names and shapes are those of the base checkpoint's files; pairs may come one at a time, so
+        that a large model is never held twice. Raises InputError for a name, shape or dtype that
+        the backend cannot hold exactly.
+        """
+        ...
+
+    def run(self, requests: Sequence[Request]) -> list[Response]:
+        """Responses in the order of the requests. Raises CandidateError if the model is broken
+        (its output is not finite), InputError for a request that no candidate could answer."""
+        ...
+
+    def close(self) -> None:
+        """Frees the model; harmless when it is not open."""
+        ...

@@ -1,0 +1,88 @@
+"""Greedy decoding and likelihoods of a left-padded batch, without the overhead of `generate`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from evomerge.errors import CandidateError
+
+Batch = Mapping[str, torch.Tensor]
+
+
+@torch.inference_mode()
+def greedy(
+    model: Any, batch: Batch, limits: Sequence[int], ends: Sequence[int], pad: int
+) -> list[list[int]]:
+    """Tokens of each row up to and with an end token, at most `limits[row]` of them.
+
+    The likeliest token at each step, without penalties or processors of the generation config.
+
+    Raises:
+        CandidateError: a logit is NaN or +inf.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    mask, positions = batch["attention_mask"], batch.get("position_ids")
+    rows = len(limits)
+    limit = torch.tensor(limits, device=mask.device)
+    end = torch.tensor(ends, device=mask.device)
+    finished = torch.zeros(rows, dtype=torch.bool, device=mask.device)
+    finite = torch.ones((), dtype=torch.bool, device=mask.device)
+    steps: list[torch.Tensor] = []
+    inputs: dict[str, torch.Tensor] = dict(batch)
+    options = {"past_key_values": cache, "use_cache": True, **_last_logits(model, 1)}
+    while True:
+        best, token = model(**inputs, **options).logits[:, -1].max(dim=-1)
+        finite &= (best.isfinite() | finished).all()
+        token = token.masked_fill(finished, pad)
+        steps.append(token)
+        finished = finished | torch.isin(token, end) | (limit <= len(steps))
+        if bool(finished.all()):
+            break
+        mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
+        inputs = {"input_ids": token[:, None], "attention_mask": mask}
+        if positions is not None:
+            positions = positions[..., -1:] + 1
+            inputs["position_ids"] = positions
+    if not bool(finite):
+        raise CandidateError("the model's logits are not finite; the merged model is broken")
+    return [_cut(r, n, ends) for r, n in zip(torch.stack(steps, 1).tolist(), limits, strict=True)]
+
+
+@torch.inference_mode()
+def loglikelihoods(model: Any, batch: Batch, lengths: Sequence[int]) -> list[float]:
+    """Natural-log probability of the last `lengths[row]` tokens of each row, given those before.
+
+    One teacher-forced pass; log-softmax in float32, sums in float64.
+
+    Raises:
+        CandidateError: a logit is NaN or +inf.
+    """
+    kept = max(lengths) + 1
+    logits = model(**batch, use_cache=False, **_last_logits(model, kept)).logits[:, -kept:]
+    tokens = batch["input_ids"]
+    sums = []
+    for row, length in enumerate(lengths):
+        scores = logits[row, -length - 1 : -1].float().log_softmax(dim=-1)
+        chosen = scores.gather(-1, tokens[row, -length:, None])
+        sums.append(chosen.double().sum())
+    result: list[float] = torch.stack(sums).tolist()
+    if not all(-float("inf") < value <= 0 for value in result):
+        raise CandidateError("log-likelihoods are not finite; the merged model is broken")
+    return result
+
+
+def _last_logits(model: Any, count: int) -> dict[str, int]:
+    accepted = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": count} if accepted else {}
+
+
+def _cut(row: list[int], limit: int, ends: Sequence[int]) -> list[int]:
+    row = row[:limit]
+    last = next((i for i, token in enumerate(row) if token in ends), limit)
+    return row[: last + 1]

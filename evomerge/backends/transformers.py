@@ -1,0 +1,172 @@
+"""Candidates run by transformers, in this process, on one device.
+
+The model is brought up once; each candidate's weights are copied into it in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.checkpoints.open import Checkpoint, open_checkpoint
+from evomerge.errors import CheckpointError, ConfigError
+from evomerge.scoring.requests import Generate, Generated, Likelihood, Request, Response
+
+if TYPE_CHECKING:
+    import torch
+
+    from evomerge.backends.base import Weights
+    from evomerge.backends.live import LiveWeights
+    from evomerge.backends.prompts import Prompt, Prompter
+
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class TransformersBackend:
+    """A Hugging Face checkpoint, text or image-and-text, greedy and deterministic."""
+
+    def __init__(
+        self, path: Path, *, device: str | None = None, dtype: str | None = None, batch: int = 64
+    ) -> None:
+        """`device` defaults to CUDA where there is one, else the CPU; `dtype` to the checkpoint's
+        widest on CUDA and to float32 on a CPU; `batch` is in requests."""
+        self._path, self._device, self._dtype, self._batch = path, device, dtype, batch
+        self._opened: tuple[Any, LiveWeights, Prompter] | None = None
+
+    def open(self) -> None:
+        """See `Backend.open`: CheckpointError or ConfigError if the checkpoint cannot be run."""
+        import torch
+
+        from evomerge.backends.live import LiveWeights
+        from evomerge.backends.prompts import Prompter
+
+        checkpoint = open_checkpoint(self._path)
+        device = _device(self._device)
+        dtype = getattr(torch, self._dtype or _default_dtype(checkpoint, device))
+        model = _load_model(checkpoint, dtype).to(device).eval()
+        self._opened = (model, LiveWeights(model, checkpoint), Prompter(checkpoint.path, model))
+
+    def load(self, weights: Weights) -> None:
+        """See `Backend.load`."""
+        self._get()[1].load(weights)
+
+    def run(self, requests: Sequence[Request]) -> list[Response]:
+        """See `Backend.run`. Batches hold requests of one kind and of similar length."""
+        _, _, prompter = self._get()
+        prompts = [_full_prompt(prompter, request) for request in requests]
+        responses: dict[int, Response] = {}
+        for chunk in _chunks(requests, prompts, self._batch):
+            answers = self._run_batch([requests[i] for i in chunk], [prompts[i] for i in chunk])
+            responses.update(zip(chunk, answers, strict=True))
+        return [responses[i] for i in range(len(requests))]
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        import torch
+
+        self._opened = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _get(self) -> tuple[Any, LiveWeights, Prompter]:
+        if self._opened is None:
+            raise RuntimeError("the backend is not open; call open() first")
+        return self._opened
+
+    def _run_batch(
+        self, requests: Sequence[Request], prompts: Sequence[Prompt]
+    ) -> Sequence[Response]:
+        from evomerge.backends.decode import greedy, loglikelihoods
+        from evomerge.backends.prompts import collate
+
+        model, _, prompter = self._get()
+        tokenizer = prompter.tokenizer
+        ends = _end_tokens(model, tokenizer)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+        batch = collate(prompts, pad, model.device)
+        if isinstance(requests[0], Generate):
+            limits = [r.max_new_tokens for r in requests if isinstance(r, Generate)]
+            rows = greedy(model, batch, limits, ends, pad)
+            texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+            return [Generated(t, len(row)) for t, row in zip(texts, rows, strict=True)]
+        counts = [len(prompter.continuation(r)) for r in requests if not isinstance(r, Generate)]
+        sums = loglikelihoods(model, batch, counts)
+        return [Likelihood(s, n) for s, n in zip(sums, counts, strict=True)]
+
+
+def _full_prompt(prompter: Prompter, request: Request) -> Prompt:
+    from evomerge.backends.prompts import extended
+
+    prompt = prompter.prompt(request)
+    if isinstance(request, Generate):
+        return prompt
+    return extended(prompt, prompter.continuation(request))
+
+
+def _chunks(
+    requests: Sequence[Request], prompts: Sequence[Prompt], size: int
+) -> Iterator[list[int]]:
+    """Positions of the requests of each batch; the same set makes the same batches in any order."""
+    families: dict[tuple[str, ...], list[int]] = {}
+    for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+        families.setdefault((type(request).__name__, *prompt.family), []).append(i)
+    for family in sorted(families):
+        order = sorted(families[family], key=lambda i: (-len(prompts[i].ids), requests[i].key))
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"backend device {name!r} is none of cpu, cuda, cuda:0, ...") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"backend device {name!r}: no CUDA device here; use cpu or leave it out")
+    return device
+
+
+def _default_dtype(checkpoint: Checkpoint, device: torch.device) -> str:
+    """float32 on a CPU; elsewhere the narrowest dtype that holds every tensor exactly."""
+    stored = {_FLOATS[t.dtype] for t in checkpoint.tensors.values() if t.dtype in _FLOATS}
+    if device.type == "cpu" or len(stored) != 1:
+        return "float64" if "float64" in stored else "float32"
+    return stored.pop()
+
+
+def _load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    import transformers
+
+    config: Mapping[str, Any] = checkpoint.config
+    loader = (
+        transformers.AutoModelForImageTextToText
+        if "vision_config" in config
+        else transformers.AutoModelForCausalLM
+    )
+    progress = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return loader.from_pretrained(
+            checkpoint.path, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:  # transformers raises what it likes for what it does not know
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{checkpoint.path}: transformers cannot load it as {loader.__name__} ({reason})"
+        ) from error
+    finally:
+        if progress:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        return []
+    return [ends] if isinstance(ends, int) else list(ends)
