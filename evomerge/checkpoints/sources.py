@@ -143,16 +143,15 @@ def _refuse_nonfinite(
     opened: Mapping[str, Checkpoint | Adapter],
     catalogs: Mapping[str, Catalog],
 ) -> None:
-    found = [("base", base, base_catalog)]
-    found_all: list[tuple[str, Checkpoint | Adapter, Catalog]] = [
-        *found,
+    owners: list[tuple[str, Checkpoint | Adapter, Catalog]] = [
+        ("base", base, base_catalog),
         *((name, weights, catalogs[name]) for name, weights in opened.items()),
     ]
     _raise_all(
         "weights hold NaN or Inf, expected finite numbers: download them again or leave them out",
         (
             f"{owner}: tensor {name!r} of {weights.tensors[name].file}"
-            for owner, weights, contents in found_all
+            for owner, weights, contents in owners
             for name in sorted(contents.nonfinite)
         ),
     )
