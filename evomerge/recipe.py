@@ -108,8 +108,19 @@ class Recipe(BaseModel):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Reads a recipe file; ConfigError names file, line and remedy."""
-    return validate(Recipe, read_yaml(path))
+    """Reads a recipe file; relative paths in it count from its own folder.
+
+    Raises:
+        ConfigError: names file, line and remedy.
+    """
+    recipe = validate(Recipe, read_yaml(path))
+    experts = {name: _local(source, path.parent) for name, source in recipe.experts.items()}
+    return recipe.model_copy(update={"base": _local(recipe.base, path.parent), "experts": experts})
+
+
+def _local(source: Source, folder: Path) -> Source:
+    local = (folder / source.path).expanduser()
+    return source.model_copy(update={"path": str(local.resolve())}) if local.exists() else source
 
 
 def check_experts(method: Method, experts: list[str]) -> None:

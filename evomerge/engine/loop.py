@@ -7,7 +7,7 @@ same ledger, event for event, as without the interruption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from evomerge.config import Scalarise
@@ -34,18 +34,32 @@ class Loop:
 
     study: Study
     ledger: Ledger
-    pool: Pool
-    observe: Observer = lambda state, running: None
     state: State = field(default_factory=State)
     _running: set[int] = field(default_factory=set)
 
-    def run(self) -> State:
+    def check(self) -> None:
+        """What can be known before any worker starts.
+
+        Raises:
+            OutputError: the ledger belongs to another experiment.
+        """
+        events = self.ledger.events()
+        body = self.study.body()
+        if events and (events[0].kind != "study" or _fingerprints_differ(events[0].body, body)):
+            raise OutputError(
+                "the run directory holds a run of another experiment (or this one has changed: "
+                f"{_difference(dict(events[0].body), body)}); choose another --out"
+            )
+
+    def run(self, pool: Pool, observe: Observer = lambda state, running: None) -> State:
         """Runs until the budget is spent and the front is re-scored; returns the final state.
 
         Raises:
             OutputError: the ledger belongs to another experiment.
             CandidateError: the base itself cannot be scored.
         """
+        self.check()
+        self.pool, self.observe = pool, observe
         self._search = self._new_search()
         self._resume()
         self._propose_references()
@@ -70,15 +84,8 @@ class Loop:
     def _resume(self) -> None:
         """Folds the ledger and brings the search to where it was."""
         events = self.ledger.events()
-        body = self.study.body()
         if not events:
-            self._record(Event("study", body=body))
-            return
-        if events[0].kind != "study" or fingerprint_of(events[0].body) != fingerprint_of(body):
-            raise OutputError(
-                "the run directory holds a run of another experiment (or this one has changed: "
-                f"{_difference(dict(events[0].body), body)}); choose another --out"
-            )
+            self._record(Event("study", body=self.study.body()))
         for event in events:
             self.state.apply(event)
             self._replay(event)
@@ -235,6 +242,10 @@ def _scalar(
         return weighted_sum(scores, weights)
     ideal = [1.0 if sign > 0 else 0.0 for sign in signs]  # accuracies at most 1, costs at least 0
     return chebyshev(scores, weights, ideal)
+
+
+def _fingerprints_differ(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
+    return fingerprint_of(before) != fingerprint_of(now)
 
 
 def _difference(before: dict[str, object], now: dict[str, object]) -> str:

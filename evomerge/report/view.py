@@ -74,6 +74,10 @@ class View:
         """The front of what the search proposed; reference points stand beside it, not in it."""
         return front(self.state.searched(), self.optimise, self.directions, split)
 
+    def failed(self) -> list[Candidate]:
+        """The candidates that could not be scored, reference points included."""
+        return [c for c in self.state.candidates.values() if c.status == "failed"]
+
     def hypervolume(self) -> float:
         return front_hypervolume(self.state.searched(), self.optimise, self.directions)
 

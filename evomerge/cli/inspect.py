@@ -1,0 +1,101 @@
+"""``evomerge inspect``: what is in checkpoints, and whether they can be merged."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from evomerge.checkpoints.sources import Sources
+
+
+def inspect(
+    checkpoints: Annotated[
+        list[str], typer.Argument(help="A base, then its experts: paths, hub names or zoo:NAME.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show towers, blocks and modules of a base, and what each expert changes in it.
+
+    Example: evomerge inspect zoo:base zoo:full/vqa zoo:lora/ocr
+    """
+    from evomerge.checkpoints.sources import open_sources
+
+    base, *experts = checkpoints
+    described = _describe(open_sources(base, {reference: reference for reference in experts}))
+    if as_json:
+        typer.echo(json.dumps(described))
+        return
+    _print(described)
+
+
+def _describe(sources: Sources) -> dict[str, Any]:
+    from evomerge.checkpoints.catalog import fingerprint
+    from evomerge.checkpoints.layout import layout
+
+    base = sources.base
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    places = layout(base.tensors)
+    for name, place in places.items():
+        groups[place.tower, place.module].append(name)
+    return {
+        "base": base.reference,
+        "architecture": base.config.get("architectures") or base.config.get("model_type"),
+        "sha256": fingerprint(base),
+        "parameters": sum(_count(base.tensors[n].shape) for n in base.tensors),
+        "bytes": sum(t.nbytes for t in base.tensors.values()),
+        "dtypes": sorted({t.dtype for t in base.tensors.values()}),
+        "groups": [
+            {
+                "tower": tower,
+                "module": module,
+                "blocks": len({places[n].block for n in names if places[n].block is not None}),
+                "tensors": len(names),
+                "parameters": sum(_count(base.tensors[n].shape) for n in names),
+                "changed": {
+                    expert: sum(n in e.changed for n in names)
+                    for expert, e in sources.experts.items()
+                },
+            }
+            for (tower, module), names in groups.items()
+        ],
+        "experts": {
+            name: {"kind": e.kind, "sha256": fingerprint(e.weights), "changed": len(e.changed)}
+            for name, e in sources.experts.items()
+        },
+    }
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    import math
+
+    return math.prod(shape)
+
+
+def _print(described: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"{described['base']}: {described['architecture']}, "
+        f"{described['parameters']:,} parameters, "
+        f"{', '.join(described['dtypes'])}, sha256 {described['sha256'][:16]}",
+        highlight=False,
+    )
+    table = Table("tower", "module", "blocks", "tensors", "parameters")
+    for name, expert in described["experts"].items():
+        table.add_column(f"{name} ({expert['kind']})", justify="right")
+    for group in described["groups"]:
+        table.add_row(
+            group["tower"],
+            group["module"],
+            str(group["blocks"] or "-"),
+            str(group["tensors"]),
+            f"{group['parameters']:,}",
+            *(f"{n} changed" if n else "as base" for n in group["changed"].values()),
+        )
+    console.print(table)

@@ -1,0 +1,39 @@
+"""``evomerge validate``: check an experiment without running it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def validate(
+    experiment: Annotated[
+        str, typer.Argument(help="A shipped experiment's name, a folder, or a YAML file.")
+    ],
+) -> None:
+    """Check an experiment, its checkpoints and its data, and say what it would search.
+
+    Example: evomerge validate quickstart
+    """
+    from evomerge.config import load_experiment
+    from evomerge.engine.study import open_study
+    from evomerge.search.base import find_algorithm
+
+    declared = load_experiment(experiment)
+    algorithm = find_algorithm(declared.search.algorithm)
+    study = open_study(declared)
+    told = [r.name for r in study.references if r.genome is not None]
+    items = sum(len(o.items("search")) for o in study.objectives)
+    held_out = sum(len(o.items("held_out")) for o in study.objectives)
+    typer.echo(
+        f"{declared.name} is valid\n"
+        f"  space      {declared.space.name} ({declared.space.method}), "
+        f"{study.space.dimension} genes in {len(study.space.cells)} groups\n"
+        f"  experts    {', '.join(f'{n} ({e.kind})' for n, e in study.sources.experts.items())}\n"
+        f"  objectives {', '.join(o.name for o in study.objectives)}\n"
+        f"  items      {items} to search, {held_out} held out\n"
+        f"  front over {', '.join(declared.optimise.names)}\n"
+        f"  search     {algorithm.name}: {algorithm.help}\n"
+        f"  references in the space: {', '.join(told) or 'none'}"
+    )
