@@ -15,9 +15,6 @@ from evomerge.errors import CheckpointError, DataError
 from evomerge.scoring.data import image_bytes
 from evomerge.scoring.requests import LogLikelihood, Message, Request
 
-CACHE_BYTES = 4 << 30
-"""Prompts beyond this many bytes of tensors are processed anew each time."""
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -33,12 +30,6 @@ class Prompt:
     positions: torch.Tensor | None
     tokenwise: Mapping[str, torch.Tensor]
     pictures: Mapping[str, torch.Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        tensors = [self.ids, *self.tokenwise.values(), *self.pictures.values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
     def family(self) -> tuple[str, ...]:
@@ -66,17 +57,12 @@ class Prompter:
         )
         self._prompts: dict[str, Prompt] = {}
         self._continuations: dict[str, torch.Tensor] = {}
-        self._bytes = 0
 
     def prompt(self, request: Request) -> Prompt:
-        """The inputs of a request's messages."""
+        """The inputs of a request's messages, made once and kept: every candidate is asked them."""
         key = request.prompt_key
         if key not in self._prompts:
-            prompt = self._make(request.messages)
-            if self._bytes + prompt.nbytes > CACHE_BYTES:
-                return prompt
-            self._prompts[key] = prompt
-            self._bytes += prompt.nbytes
+            self._prompts[key] = self._make(request.messages)
         return self._prompts[key]
 
     def continuation(self, request: LogLikelihood) -> torch.Tensor:
@@ -218,7 +204,9 @@ def load_processor(path: Path, config: Any) -> Any:
 def _still_pictures(processor: Any) -> Any:
     """A processor class without its video part, which cannot be loaded without torchvision."""
 
-    def load_parts(cls: Any, /, path: Path, processor_dict: Any = None, **options: Any) -> list[Any]:
+    def load_parts(
+        cls: Any, /, path: Path, processor_dict: Any = None, **options: Any
+    ) -> list[Any]:
         from transformers import AutoImageProcessor, AutoTokenizer
 
         loaders = {

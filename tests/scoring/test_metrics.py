@@ -83,7 +83,7 @@ def test_iou_golden():
     ("metric", "answer"), [(numeric, "none"), (grid, "2"), (iou, "1 1 0 0"), (contains, " ")]
 )
 def test_an_unreadable_reference_is_an_error(metric, answer):
-    with pytest.raises(ValueError, match="answer|number|cell|box"):
+    with pytest.raises(ValueError, match=r"answer|number|cell|box"):
         metric("1", answer)
 
 
