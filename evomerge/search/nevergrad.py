@@ -5,6 +5,7 @@ Each optimiser is named: nevergrad's NGOpt would silently choose another one by 
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,7 +173,16 @@ def _state(seed: int) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nevergrad and pycma warn about their own imports, small budgets and injected points."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keeps nevergrad to itself: no warnings, and the global generators as they were.
+
+    It warns of its own imports and of small budgets, and draws from the global generators when it
+    is imported and its classes try themselves out; what is proposed does not depend on that.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,89 @@
+"""Every algorithm keeps every promise of the Search protocol."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from evomerge.search import testing
+from evomerge.search.base import ALGORITHMS, Search, SearchSettings, make_search
+
+HAS_CMAES = importlib.util.find_spec("cmaes") is not None
+SMALL = {"population": 8}
+FAST = {"gp": {"startup": 4}, "tpe": {"startup": 5}} | dict.fromkeys(
+    ("de", "two-points-de", "nsga2", "nsga3"), SMALL
+)
+DIMENSION = 3
+
+
+class Case(NamedTuple):
+    algorithm: str
+    objectives: int
+    asks: int
+
+    def make(self, seed: int) -> Search:
+        settings = SearchSettings(self.algorithm, seed, FAST.get(self.algorithm, {}))
+        return make_search(settings, DIMENSION, self.objectives, budget=self.asks, workers=3)
+
+
+def cases() -> list[Case]:
+    """Gaussian processes are slow: they get few asks."""
+    return [
+        Case(algorithm.name, objectives, 6 if algorithm.name == "gp" else 30)
+        for algorithm in ALGORITHMS.values()
+        for objectives in ((1, 2) if algorithm.several_objectives else (1,))
+        if algorithm.name != "cma-es" or HAS_CMAES
+    ]
+
+
+each_case = pytest.mark.parametrize(
+    "case", cases(), ids=lambda case: f"{case.algorithm}-{case.objectives}"
+)
+
+
+@each_case
+@pytest.mark.parametrize(
+    "check",
+    [
+        testing.check_proposals_lie_in_the_box,
+        testing.check_seed_decides,
+        testing.check_replay_is_exact,
+        testing.check_global_generators_are_untouched,
+    ],
+    ids=lambda check: check.__name__.removeprefix("check_"),
+)
+def test_it_keeps_its_promise(case: Case, check: Callable[..., None]) -> None:
+    check(case.make, DIMENSION, case.objectives, asks=case.asks)
+
+
+@each_case
+def test_failures_never_block(case: Case) -> None:
+    testing.check_failures_never_block(case.make, DIMENSION, case.objectives)
+
+
+@each_case
+@pytest.mark.parametrize(
+    "check",
+    [testing.check_batches_equal_single_asks, testing.check_unasked_tells_are_welcome],
+    ids=lambda check: check.__name__.removeprefix("check_"),
+)
+def test_it_takes_what_engines_do(case: Case, check: Callable[..., None]) -> None:
+    check(case.make, DIMENSION, case.objectives)
+
+
+@each_case
+def test_replay_notices_another_run(case: Case) -> None:
+    if case.algorithm == "gp":
+        pytest.skip("replays without asking again, so it cannot see the difference")
+    testing.check_replay_notices_another_run(case.make, DIMENSION, case.objectives)
+
+
+@each_case
+def test_it_learns(case: Case) -> None:
+    asks, seeds = {"gp": (10, (1,)), "tpe": (40, (1, 2))}.get(case.algorithm, (100, (1, 2, 3)))
+    if ALGORITHMS[case.algorithm].library not in ("nevergrad", "optuna"):
+        pytest.skip("samples without learning")
+    testing.check_it_learns(case.make, DIMENSION, case.objectives, asks, seeds)
