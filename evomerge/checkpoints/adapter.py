@@ -27,7 +27,8 @@ CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 
 _FACTOR: Final = re.compile(
-    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.(?!bias$)\w+)?"
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])"
+    r"(?:\.(?!bias$)\w+)?(?:\.weight)?"  # the adapter's name, if it was saved without PEFT
 )
 _WRAPPER: Final = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)\.")
 _MERGE_FIRST: Final = "merge it into its base with PEFT's merge_and_unload and give the result"
