@@ -179,7 +179,7 @@ def load_experiment(reference: str | Path) -> Experiment:
     Raises:
         ConfigError: one line that names file, line and remedy.
     """
-    path = find("experiments", str(reference))
+    path = _experiment_file(str(reference))
     document = read_yaml(path)
     written = validate(_File, document)
     folder = path.parent
@@ -194,6 +194,14 @@ def load_experiment(reference: str | Path) -> Experiment:
             for key in ("optimise", "search", "budget", "backend", "pool")
         },
     )
+
+
+def _experiment_file(reference: str) -> Path:
+    """A file, a folder that holds ``experiment.yaml``, or else a name."""
+    path = Path(reference).expanduser()
+    if (path / "experiment.yaml").is_file():
+        return path / "experiment.yaml"
+    return path if path.suffix in (".yaml", ".yml") else find("experiments", reference)
 
 
 def load_space(reference: str | SpaceSpec, folder: Path) -> SpaceSpec:

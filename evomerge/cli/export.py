@@ -17,6 +17,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="New directory of the model [default: RUN/export].")
     ] = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Load the export back and score it again.")
+    ] = False,
 ) -> None:
     """Write a point of the front as an ordinary checkpoint, verified against what was scored.
 
@@ -41,3 +44,9 @@ def export(
     with bytes_written("writing") as progress:
         write(merge, target, candidate_card(view, candidate, digest), digest, progress)
     typer.echo(f"{candidate.label} written to {target}; its weights are those scored: {digest}")
+    if rescore:
+        from evomerge.engine.rescore import rescore as score_again
+
+        again = score_again(view.study, target, candidate.scores)
+        items = sum(len(scores) for scores in again.items.values())
+        typer.echo(f"loaded back: all {items} items of the search split are answered as scored")

@@ -171,14 +171,16 @@ class _Clock:
 
     def __init__(self, study: Study) -> None:
         self._limit = study.experiment.budget.candidates
-        self._started = time.monotonic()
-        self._before: int | None = None
+        self._started: float | None = None
+        self._before = 0
 
     def left(self, state: State) -> str:
         """``", about 40 s left"``, or nothing if it cannot be told."""
         done = sum(c.status != "pending" for c in state.searched())
-        if self._before is None:
-            self._before = done
+        if any(c.status == "pending" for c in state.references()):
+            return ""
+        if self._started is None:
+            self._started, self._before = time.monotonic(), done
         new = done - self._before
         if self._limit is None or new == 0 or done >= self._limit:
             return ""

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from evomerge.backends import open_backend
+from evomerge.backends import make_backend, merge_device
 from evomerge.checkpoints.digest import tensor_digest
 from evomerge.checkpoints.sources import Sources
 from evomerge.config import BackendConfig
-from evomerge.errors import CandidateError
+from evomerge.errors import CandidateError, InputError
 from evomerge.instantiate import Merge
 from evomerge.ledger.fold import Scores
 from evomerge.recipe import Recipe
@@ -52,15 +52,22 @@ class Worker:
     config: BackendConfig
 
     def __post_init__(self) -> None:
-        self.backend = open_backend(self.config, self.sources.base)
+        self.backend = make_backend(self.config, self.sources)
+        self._device = merge_device(self.config)
         self.backend.open()
         splits: tuple[Split, Split] = ("search", "held_out")
         self._plans = {s: evaluate.plan(self.objectives, s) for s in splits}
 
     def run(self, task: Task) -> Outcome:
-        """Scores the task's recipe; whatever goes wrong with it becomes the outcome's reason."""
+        """Scores the task's recipe; whatever goes wrong with it becomes the outcome's reason.
+
+        Raises:
+            InputError: no candidate could ever be scored with these settings or data.
+        """
         try:
             return Outcome(task, scores=self.score(task.recipe, task.split))
+        except InputError:
+            raise
         except Exception as error:
             return Outcome(task, reason=f"{type(error).__name__}: {error}")
 
@@ -71,7 +78,7 @@ class Worker:
             CandidateError: the merged weights or a score are not finite.
         """
         started = time.perf_counter()
-        merge = Merge(recipe, self.sources, self.backend.device)
+        merge = Merge(recipe, self.sources, self._device)
         made = _Made()
         self.backend.load(made.watch(merge))
         ready = time.perf_counter()
