@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from evomerge.checkpoints.headers import TensorInfo, read_header
+from evomerge.checkpoints.headers import TensorInfo as TensorInfo
+from evomerge.checkpoints.headers import read_header
 from evomerge.errors import CheckpointError
 
 if TYPE_CHECKING:

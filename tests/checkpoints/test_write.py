@@ -320,3 +320,34 @@ def test_companion_files_leave_code_and_weights_behind(
     assert set(companion_files(checkpoint)) == {*kept, "config.json"}
     assert companion_files(checkpoint)["vocab.json"] == path / "vocab.json"
     assert needs_code(checkpoint)
+
+
+def test_transformers_loads_what_was_written(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    text = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 40, "head_dim": 8,
+    }  # fmt: skip
+    seen = {"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2}
+    config = transformers.Qwen2VLConfig(text_config=text, vision_config=seen)
+    model = transformers.Qwen2VLForConditionalGeneration(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    base = open_checkpoint(tmp_path / "base")
+    for name, shard_bytes in (("one", 1 << 30), ("many", 2000)):
+        write_checkpoint(
+            tmp_path / name,
+            [TensorSpec(info.name, info.dtype, info.shape) for info in base.tensors.values()],
+            lambda key: base.read(key) * 2,
+            companion_files(base),
+            shard_bytes=shard_bytes,
+        )
+        loaded, report = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+            tmp_path / name, dtype="auto", output_loading_info=True
+        )
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        assert loaded.dtype == torch.bfloat16
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], tensor * 2)
