@@ -85,10 +85,15 @@ def open_ledger(directory: Path) -> Ledger:
     """Opens or creates the ledger of a run directory for its one writer.
 
     Raises:
-        OutputError: another process is writing it, or the file is not a ledger.
+        OutputError: another process is writing it, the file is not a ledger, or there is no place.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = (directory / f"{NAME}.lock").open("w")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / f"{NAME}.lock").open("w")
+    except OSError as error:
+        raise OutputError(
+            f"{directory} cannot hold a run ({error.strerror}); choose another --out"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
