@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from evomerge.ledger.events import Event
+from evomerge.ledger.fold import Scores, State, fold
+from evomerge.recipe import Group, Recipe, Source
+from evomerge.scoring.statistics import Value
+
+RECIPE = Recipe(
+    base=Source(path="b"),
+    experts={"z": Source(path="z"), "a": Source(path="a")},
+    method="slerp",
+    parameters=(Group.model_validate({"tensors": "*/*/*", "t": 0.25}),),
+)
+
+
+def scored(value: float) -> dict[str, Any]:
+    return {
+        "digest": "d",
+        "values": {"vqa": [value, None, 2]},
+        "items": {"vqa": [value, value]},
+        "tokens": 7,
+    }
+
+
+EVENTS = [
+    Event("study", body={"experiment": {}}, time=100.0, session=1),
+    Event(
+        "reference",
+        0,
+        {"name": "base", "recipe": RECIPE.model_dump(mode="json"), "genome": None},
+        time=101.0,
+        session=1,
+    ),
+    Event("scored", 0, scored(0.5), {"seconds": 2.0}, time=103.5, session=1),
+    Event("asked", 1, {"genome": [0.25, 0.75]}, time=104.0, session=1),
+    Event("asked", 2, {"genome": [0.5, 0.5]}, time=104.0, session=1),
+    # the next day
+    Event("lost", 1, time=90000.0, session=2),
+    Event("lost", 1, time=90001.0, session=2),
+    Event("failed", 2, {"reason": "not finite"}, time=90002.0, session=2),
+    Event("scored", 1, scored(0.75), time=90004.0, session=2),
+    Event("held_out", 1, scored(0.625), time=90005.0, session=2),
+    Event("finished", body={"reason": "candidates"}, time=90006.0, session=2),
+]
+
+
+def test_the_state_of_a_finished_study() -> None:
+    state = fold(EVENTS)
+    assert state.study == {"experiment": {}}
+    assert state.finished == "candidates"
+    base, one, two = (state.candidates[i] for i in range(3))
+    assert (base.label, base.is_reference, base.genome, base.recipe) == ("base", True, None, RECIPE)
+    assert base.recipe is not None
+    assert base.recipe.order() == ("z", "a")
+    assert base.scores == Scores(
+        "d", {"vqa": Value(0.5, None, 2)}, {"vqa": (0.5, 0.5)}, 7, {"seconds": 2.0}
+    )
+    assert (one.label, one.genome, one.status, one.attempts) == ("#1", (0.25, 0.75), "scored", 2)
+    assert one.held_out is not None
+    assert one.held_out.values["vqa"].value == 0.625
+    assert (two.status, two.reason, two.scores) == ("failed", "not finite", None)
+    assert (state.references(), state.searched()) == ([base], [one, two])
+    assert (state.scored(), state.pending()) == ([base, one], [])
+
+
+def test_time_between_sessions_does_not_count() -> None:
+    assert fold(EVENTS).seconds == pytest.approx((104.0 - 100.0) + (90006.0 - 90000.0))
+
+
+def test_a_clock_set_back_does_not_count_backwards() -> None:
+    events = [Event("lost", 0, time=t, session=1) for t in (10.0, 5.0, 7.0)]
+    state = State(candidates=dict(fold(EVENTS).candidates))
+    for event in events:
+        state.apply(event)
+    assert state.seconds == 2.0
+
+
+@pytest.mark.parametrize("cut", range(len(EVENTS) + 1))
+def test_folding_on_equals_folding_all(cut: int) -> None:
+    state = fold(EVENTS[:cut])
+    for event in EVENTS[cut:]:
+        state.apply(event)
+    assert state == fold(EVENTS)
+
+
+def test_what_is_under_way_is_pending_and_a_new_question_reopens_the_study() -> None:
+    state = fold([*EVENTS, Event("asked", 3, {"genome": [0.0, 1.0]}, time=90010.0, session=3)])
+    assert [c.id for c in state.pending()] == [3]
+    assert state.finished is None
+
+
+def test_scores_survive_their_body() -> None:
+    scores = Scores(
+        "d", {"a": Value(1 / 3, 0.1, 3), "b": Value(2.0, None, 1)}, {"a": (0.1, 0.2)}, 9, {"s": 1.0}
+    )
+    assert Scores.from_body(scores.body(), {"s": 1.0}) == scores
