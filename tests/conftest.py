@@ -1,0 +1,23 @@
+"""Fixtures that several parts share; every test has a cache of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.studies import make_workspace
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither read nor fill the user's catalogue cache."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("EVOMERGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, three experts and data: see ``tests.studies``. Do not change what is in it."""
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
