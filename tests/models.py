@@ -138,6 +138,83 @@ def tiny_qwen2_vl(path: Path, seed: int = 0, *, dtype: str = "float32", tie: boo
     return path
 
 
+def tiny_mixtral(path: Path, seed: int = 0) -> Path:
+    """A two-layer Mixtral of three experts: a mixture, which transformers stacks on loading."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=vocabulary_size(),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=3,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=SPECIALS.index("<|im_end|>"),
+        pad_token_id=SPECIALS.index("<|endoftext|>"),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _save(MixtralForCausalLM(config), path, "float32")
+
+
+def tiny_llava(path: Path, seed: int = 0) -> Path:
+    """A LLaVA: CLIP tower, projector, Llama; images of 28x28 pixels become 4 image tokens."""
+    import json
+
+    import torch
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    text = {
+        "model_type": "llama",
+        "vocab_size": vocabulary_size(),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": SPECIALS.index("<|im_end|>"),
+        "pad_token_id": SPECIALS.index("<|endoftext|>"),
+    }
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 14,
+        "initializer_range": 0.3,
+    }
+    config = LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=SPECIALS.index("<|image_pad|>"),
+        image_seq_length=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        _save(LlavaForConditionalGeneration(config), path, "float32")
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    ).save_pretrained(path)
+    settings = {
+        "processor_class": "LlavaProcessor",
+        "patch_size": 14,
+        "vision_feature_select_strategy": "default",
+        "image_token": "<|image_pad|>",
+        "num_additional_image_tokens": 1,
+    }
+    (path / "processor_config.json").write_text(json.dumps(settings))
+    return path
+
+
 def _save(model: Any, path: Path, dtype: str) -> Path:
     import torch
 

@@ -29,7 +29,7 @@ class Backend(Protocol):
 
         Names and shapes are those of the base checkpoint's files; pairs may come one at a time, so
         that a large model is never held twice. Raises InputError for a name, shape or dtype that
-        the backend cannot hold exactly.
+        the backend cannot hold exactly. After a load that raises, load again before `run`.
         """
         ...
 

@@ -1,9 +1,4 @@
-"""Weights of a checkpoint's files inside a live transformers model.
-
-transformers renames tensors when it loads them (`visual.` becomes `model.visual.`, ...). The same
-renaming, applied to the names on disk, says which parameter each one became; comparing every value
-once proves it.
-"""
+"""Weights of a candidate inside a live transformers model, under the names of the base's files."""
 
 from __future__ import annotations
 
@@ -13,33 +8,18 @@ from typing import Any
 
 import torch
 
+from evomerge.backends.mapping import holds, live_tensors
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.errors import CheckpointError, ConfigError
-
-_EXACT = {
-    torch.float64: {torch.float64, torch.float32, torch.bfloat16, torch.float16},
-    torch.float32: {torch.float32, torch.bfloat16, torch.float16},
-    torch.bfloat16: {torch.bfloat16},
-    torch.float16: {torch.float16},
-}
-
-
-def holds(compute: torch.dtype, stored: torch.dtype) -> bool:
-    """Whether every value of dtype `stored` is a value of dtype `compute`."""
-    return compute == stored or stored in _EXACT.get(compute, ())
+from evomerge.errors import ConfigError
 
 
 class LiveWeights:
     """The parameters of a live model under the names that the checkpoint's files give them."""
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
-        """Maps and compares every tensor.
-
-        Raises:
-            CheckpointError: a parameter has no tensor, or one of another shape or value.
-        """
+        """Maps and compares every tensor; raises what `live_tensors` does."""
         self._checkpoint = checkpoint
-        self._tensors = _match(model, checkpoint)
+        self._tensors = live_tensors(model, checkpoint)
         self._aliases = _aliases(self._tensors)
         self._moved: set[str] = set()
 
@@ -102,64 +82,6 @@ class LiveWeights:
                     f"tensors {name!r} and {min(missing)!r} are tied in the model but only the "
                     "first was given; merge both alike or leave both at base"
                 )
-
-
-def _match(model: Any, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    live: dict[str, torch.Tensor] = dict(model.state_dict())
-    names = _live_names(model, checkpoint.tensors)
-    tensors = {name: live[names[name]] for name in checkpoint.tensors if names[name] in live}
-    covered = {t.data_ptr() for t in tensors.values()}
-    for name, tensor in live.items():
-        if tensor.numel() and tensor.data_ptr() not in covered:
-            raise CheckpointError(
-                f"{checkpoint.path}: parameter {name!r} of {type(model).__name__} is in no file; "
-                "the checkpoint is incomplete or its architecture in config.json is another"
-            )
-    for name, tensor in tensors.items():
-        _compare(name, checkpoint, tensor)
-    return tensors
-
-
-def _live_names(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """Name on disk -> name in the live model, by the renamings that transformers loads with."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    live = model.state_dict()
-    found: dict[str, str] = {}
-    for name in names:
-        target, converted = rename_source_key(
-            name, renamings, converters, model.base_model_prefix, live
-        )
-        if converted is not None and target in live:
-            raise CheckpointError(
-                f"tensor {name!r} of {type(model).__name__} is fused with others when transformers "
-                f"loads it (into {target!r}); such architectures cannot be scored by this backend"
-            )
-        found[name] = target
-    return found
-
-
-def _compare(name: str, checkpoint: Checkpoint, live: torch.Tensor) -> None:
-    stored = checkpoint.read(name)
-    if stored.shape != live.shape:
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {name!r} has shape {tuple(stored.shape)}, but the model "
-            f"that config.json describes expects {tuple(live.shape)}"
-        )
-    if not holds(live.dtype, stored.dtype):
-        raise ConfigError(
-            f"{checkpoint.path}: tensor {name!r} is {_name(stored.dtype)}, which compute dtype "
-            f"{_name(live.dtype)} rounds; set the backend's dtype to {_name(stored.dtype)}"
-        )
-    if not torch.equal(live, stored.to(live)):
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {name!r} is not what the loaded model holds under that "
-            "name (or it is not finite); this architecture cannot be scored by this backend"
-        )
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, set[str]]:

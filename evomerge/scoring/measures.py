@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, TypeAdapter
 from pydantic import ValidationError as InvalidParameter
 
 from evomerge.documents import did_you_mean
@@ -94,7 +94,7 @@ class DataFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     file: str
-    sha256: str | None = None
+    sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
 
 
 class Data(BaseModel):

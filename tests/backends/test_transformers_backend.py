@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.backends import live
-from evomerge.backends.live import holds
+from evomerge.backends import mapping
+from evomerge.backends.mapping import holds
 from evomerge.backends.prompts import load_processor
 from evomerge.backends.transformers import TransformersBackend
 from evomerge.errors import CandidateError, CheckpointError, ConfigError, DataError
@@ -165,6 +165,20 @@ def test_what_is_not_named_returns_to_the_base(llama, other_llama):
     assert torch.equal(state[first], base[first])
 
 
+def test_a_load_that_breaks_off_is_undone_by_the_next(llama, other_llama):
+    tensors = load_file(other_llama / "model.safetensors")
+
+    def broken():
+        yield from list(tensors.items())[:5]
+        raise CandidateError("not finite")
+
+    backend = opened(llama)
+    with pytest.raises(CandidateError):
+        backend.load(broken())
+    backend.load({})
+    assert backend.run(text_requests()) == opened(llama).run(text_requests())
+
+
 def renamed(source, target, rename, **drop_or_add):
     shutil.copytree(source, target)
     tensors = load_file(source / "model.safetensors")
@@ -195,14 +209,14 @@ def test_other_spellings_of_names_on_disk(qwen, tmp_path):
 
 
 def test_a_wrong_mapping_is_found(llama, monkeypatch):
-    honest = live._live_names
+    honest = mapping.live_names
 
     def swapped(model, names):
-        found = honest(model, names)
+        found, fused = honest(model, names)
         one, two = (f"model.layers.{i}.input_layernorm.weight" for i in (0, 1))
-        return {**found, one: found[two], two: found[one]}
+        return {**found, one: found[two], two: found[one]}, fused
 
-    monkeypatch.setattr(live, "_live_names", swapped)
+    monkeypatch.setattr(mapping, "live_names", swapped)
     with pytest.raises(CheckpointError, match="not what the loaded model holds"):
         opened(llama)
 
@@ -214,6 +228,47 @@ def test_an_incomplete_checkpoint_is_refused(llama, tmp_path):
         CheckpointError, match=r"up_proj\.weight' of LlamaForCausalLM is in no file"
     ):
         opened(path)
+
+
+def test_a_mixture_of_experts(tmp_path):
+    """transformers stacks the experts' tensors into one; on disk each has its own."""
+    from tests.models import tiny_mixtral
+
+    base, other = tiny_mixtral(tmp_path / "a"), tiny_mixtral(tmp_path / "b", seed=1)
+    backend = opened(base)
+    weights = load_file(other / "model.safetensors")
+    assert sum("experts" in name for name in weights) == 2 * 3 * 3
+    backend.load(weights)
+    live_state, disk_state = backend._get()[0].state_dict(), fresh(other).state_dict()
+    assert all(torch.equal(live_state[name], disk_state[name]) for name in disk_state)
+    one = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
+    backend.load({one: weights[one]})
+    assert backend.run(text_requests()) != opened(base).run(text_requests())
+    with pytest.raises(ConfigError, match="has shape"):
+        backend.load({one: weights[one].T})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mixture_that_lacks_an_expert_is_refused(tmp_path):
+    from tests.models import tiny_mixtral
+
+    path = renamed(
+        tiny_mixtral(tmp_path / "a"), tmp_path / "m", lambda n: None if "experts.2.w1" in n else n
+    )
+    with pytest.raises(CheckpointError, match=r"only part of|cannot load it"):
+        opened(path)
+
+
+def test_a_llava(tmp_path):
+    """Another family: CLIP tower, projector, Llama; other names on disk than in memory."""
+    from tests.models import tiny_llava
+
+    base, other = tiny_llava(tmp_path / "a"), tiny_llava(tmp_path / "b", seed=1)
+    backend = opened(base, batch=4)
+    requests = image_requests()
+    same(backend.run(requests), [backend.run([r])[0] for r in requests])
+    backend.load(load_file(other / "model.safetensors"))
+    same(backend.run(requests), opened(other).run(requests))
 
 
 def test_a_tensor_that_the_model_has_not_can_only_stay_at_base(llama, tmp_path):
@@ -297,27 +352,24 @@ def test_a_broken_candidate_fails_alone(llama):
 
 def test_an_end_token_ends_an_answer(llama, tmp_path):
     asked = [Generate(text_messages(f"the {i}"), 6) for i in range(5)]
-    free = opened(llama)
-    prompter = free._get()[2]
-    whole = [prompter.tokenizer(r.text, add_special_tokens=False) for r in free.run(asked)]
     reference = fresh(llama)
     inputs = inputs_of(llama, reference, asked[2].messages)
+    start = inputs["input_ids"].shape[1]
     tokens = reference.generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         max_new_tokens=6,
         do_sample=False,
-    )[0, inputs["input_ids"].shape[1] :].tolist()
-    end = tokens[2]
+    )[0, start:].tolist()
     path = tmp_path / "m"
     shutil.copytree(llama, path)
     settings = json.loads((path / "generation_config.json").read_text())
-    settings["eos_token_id"] = [end, settings["eos_token_id"]]
+    settings["eos_token_id"] = [tokens[2], settings["eos_token_id"]]
     (path / "generation_config.json").write_text(json.dumps(settings))
     responses = opened(path).run(asked)
-    assert responses[2].tokens == tokens.index(end) + 1
-    assert [r.tokens for r in responses] != [6] * 5
-    assert len(whole) == 5
+    assert [r.tokens for r in opened(llama).run(asked)] == [6] * 5
+    assert responses[2].tokens == tokens.index(tokens[2]) + 1 < 6
+    same(responses, [opened(path).run([r])[0] for r in asked])
 
 
 def test_images_need_a_model_that_sees(llama, qwen):
