@@ -38,11 +38,15 @@ class Search(Protocol):
         """Reports finite scores, to be maximised, in the order of the objectives.
 
         A candidate that was never asked for (a reference point) may be told too; told before the
-        first ask, references also decide where the search starts.
+        first ask, references also decide where the search starts. Told later, they are learned
+        from where the algorithm allows it.
         """
 
     def fail(self, candidate: int) -> None:
-        """Reports that an asked candidate has no scores, and will not get any."""
+        """Reports that a candidate has no scores, and will not get any.
+
+        For a reference, which was never asked for, nothing happens.
+        """
 
     def replay(self, candidate: int, genome: Genome) -> None:
         """Repeats a recorded ask of one candidate, cheaply.

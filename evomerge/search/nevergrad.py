@@ -23,7 +23,8 @@ class NevergradSearch:
     """Adapter to nevergrad's ask and tell.
 
     The optimiser is created at the first ask, because the references told before it decide where
-    it starts. It is deterministic given its seed, so `replay` asks again and compares.
+    it starts. It is deterministic given its seed, so `replay` asks again and compares. A reference
+    told later joins the next generation of CMA, and is left out by differential evolution.
     """
 
     def __init__(
@@ -64,13 +65,17 @@ class NevergradSearch:
         if self._optimiser is None:
             self._references.append((genome, scores))
             return
+        proposal = self._pending.pop(candidate, None)
+        if proposal is None and self._is_de:
+            # Nevergrad would drop an individual for it, chosen by the order of a set (another in
+            # each process), whose child may still be waiting.
+            return
         with _quiet():
-            proposal = self._pending.pop(candidate, None)
             self._tell(self._point(genome) if proposal is None else proposal, scores)
 
     def fail(self, candidate: int) -> None:
-        proposal = self._pending.pop(candidate)
-        if self._is_de:
+        proposal = self._pending.pop(candidate, None)
+        if self._is_de and proposal is not None:
             # The parent keeps its place and may have another child; CMA samples as many
             # points as it needs and never waits.
             self._optimiser._uid_queue.tell(proposal.heritage["lineage"])

@@ -18,6 +18,13 @@ import numpy as np
 from evomerge.errors import MissingDependency
 from evomerge.search.base import Genome, OptionValue, check_replay
 
+MODEL_BASED = ("gp", "tpe")
+"""Replayed without asking again, which would fit every model of the recorded run once more.
+
+Possible because these samplers read no more of a pending trial than its parameters; NSGA and CMA-ES
+keep marks and state in it.
+"""
+
 
 class OptunaSearch:
     """Adapter to an Optuna study in memory."""
@@ -62,17 +69,17 @@ class OptunaSearch:
         import optuna
 
         with _quiet():
-            self._study.tell(self._numbers.pop(candidate), state=optuna.trial.TrialState.FAIL)
+            number = self._numbers.pop(candidate, None)
+            if number is not None:
+                self._study.tell(number, state=optuna.trial.TrialState.FAIL)
 
     def replay(self, candidate: int, genome: Genome) -> None:
         import optuna
 
         with _quiet():
-            if self._algorithm != "gp":
+            if self._algorithm not in MODEL_BASED:
                 check_replay(candidate, genome, self._ask(candidate))
                 return
-            # Fitting the processes again would take as long as the search itself. The sampler
-            # reads no more of a pending trial than its parameters.
             self._study.add_trial(self._trial(optuna.trial.TrialState.RUNNING, genome))
             self._register(candidate, len(self._study.get_trials(deepcopy=False)) - 1)
 

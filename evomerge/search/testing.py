@@ -154,6 +154,7 @@ def check_failures_never_block(
 ) -> None:
     """However many candidates fail, the next ask proposes, and a success is still learned from."""
     search = make(1)
+    search.fail(900)  # a reference
     for candidate in range(failures):
         assert len(search.ask([candidate])) == 1, f"candidate {candidate}"
         search.fail(candidate)

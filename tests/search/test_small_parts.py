@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -9,6 +13,27 @@ from evomerge.errors import IntegrityError
 from evomerge.search.base import SearchSettings, make_search
 from evomerge.search.scalarise import chebyshev, weighted_sum
 from evomerge.search.testing import Call, FakeSearch
+
+
+def test_proposals_do_not_depend_on_the_order_of_sets() -> None:
+    code = """
+from evomerge.search.base import ALGORITHMS, SearchSettings, make_search
+from evomerge.search.testing import record
+for name in sorted(set(ALGORITHMS) - {"gp", "cma-es"}):
+    print(name, record(make_search(SearchSettings(name, 1), 3, 2), 3, 2, asks=50))
+"""
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    )
+    assert "Call(kind='ask'" in first
+    assert first == second
 
 
 def test_sobol_points_cover_evenly() -> None:
