@@ -18,10 +18,10 @@ _STRIKES = 3  # workers in a row that die before they have done anything: give u
 
 @dataclass
 class _Seat:
-    """One place for a worker: the actor that sits on it, and whether it has ever answered."""
+    """One place for a worker: the actor that sits on it, and its process once it has answered."""
 
     actor: Any
-    proven: bool = False
+    pid: int | None = None
 
 
 class RayPool:
@@ -64,28 +64,27 @@ class RayPool:
         for seat in (*self._idle, *(seat for _, seat in self._running.values())):
             self._ray.kill(seat.actor)
 
-    def process_ids(self) -> list[int]:
-        """Process ids of the workers that are not busy (for tests that kill one)."""
-        return [int(self._ray.get(seat.actor.pid.remote())) for seat in self._idle]
+    def busy_process_ids(self) -> list[int]:
+        """Process ids of the workers with a task under way: what one kills in a fault test."""
+        return [seat.pid for _, seat in self._running.values() if seat.pid is not None]
 
     def _collect(self, reference: Any) -> Outcome:
         task, seat = self._running.pop(reference)
         try:
-            outcome: Outcome = self._ray.get(reference)
+            outcome, seat.pid = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, EvomergeError):
                 raise error.cause from None
-            outcome = Outcome(task, reason=str(error.cause))
+            raise
         except self._ray.exceptions.RayError as error:
             self._replace(seat, error)
             return Outcome(task, reason=f"worker lost: {type(error).__name__}", lost=True)
-        seat.proven = True
         self._deaths = 0
         self._idle.append(seat)
         return outcome
 
     def _replace(self, seat: _Seat, error: Exception) -> None:
-        self._deaths = 0 if seat.proven else self._deaths + 1
+        self._deaths = self._deaths + 1 if seat.pid is None else 0
         if self._deaths >= _STRIKES:
             raise InputError(
                 f"{_STRIKES} workers in a row died before their first result ({error}); "
@@ -106,13 +105,11 @@ class RayWorker:
         self._experiment = experiment
         self._worker: Worker | None = None
 
-    def pid(self) -> int:
-        return os.getpid()
-
-    def run(self, task: Task) -> Outcome:
+    def run(self, task: Task) -> tuple[Outcome, int]:
+        """The task's outcome, and this process's id."""
         if self._worker is None:
             self._worker = self._open()
-        return self._worker.run(task)
+        return self._worker.run(task), os.getpid()
 
     def _open(self) -> Worker:
         from evomerge.checkpoints.sources import open_sources

@@ -1,0 +1,81 @@
+"""The Ray pool: every candidate accounted for, also when a worker process is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evomerge.config import experiment_from
+from evomerge.engine.loop import Loop
+from evomerge.engine.pools.ray import RayPool
+from evomerge.engine.study import Study, open_study
+from evomerge.ledger.fold import State
+from evomerge.ledger.store import open_ledger, read_events
+from tests.studies import small_experiment
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of several kinds
+
+
+@pytest.fixture(scope="module")
+def study(workspace: Path) -> Study:
+    return open_study(small_experiment(workspace, pool={"name": "ray", "workers": 2, "cpus": 0.5}))
+
+
+@pytest.fixture(scope="module")
+def pool(study: Study) -> Iterator[RayPool]:
+    pool = RayPool(study.experiment)
+    yield pool
+    pool.close()
+
+
+def run(study: Study, pool: RayPool, directory: Path, observe=lambda s, n: None) -> State:  # type: ignore[no-untyped-def]
+    ledger = open_ledger(directory)
+    try:
+        return Loop(study, ledger).run(pool, observe)
+    finally:
+        ledger.close()
+
+
+def outcomes(directory: Path) -> list[int | None]:
+    return sorted(e.candidate or 0 for e in read_events(directory) if e.kind == "scored")
+
+
+def test_two_workers_score_the_same_reference_points_as_one_process(
+    study: Study, pool: RayPool, workspace: Path, tmp_path: Path
+) -> None:
+    from evomerge.engine.pools.inline import InlinePool
+
+    state = run(study, pool, tmp_path / "ray")
+    data = {**study.experiment.model_dump(mode="json"), "pool": {"name": "inline"}}
+    alone = open_study(experiment_from(data))
+    ledger = open_ledger(tmp_path / "inline")
+    single = Loop(alone, ledger).run(InlinePool(alone))
+    ledger.close()
+
+    assert outcomes(tmp_path / "ray") == outcomes(tmp_path / "inline") == list(range(16))
+    for a, b in zip(state.references(), single.references(), strict=True):
+        assert a.scores is not None and b.scores is not None  # noqa: PT018
+        assert a.scores.body() == b.scores.body()
+
+
+def test_a_killed_worker_is_replaced_and_its_candidate_tried_again(
+    study: Study, pool: RayPool, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_once(state: State, running: int) -> None:
+        if not killed and len(state.scored()) == 9:
+            task_pid = pool.busy_process_ids()[0]
+            killed.append(task_pid)
+            os.kill(task_pid, signal.SIGKILL)
+
+    state = run(study, pool, tmp_path, kill_once)
+
+    assert killed
+    assert len(state.searched()) == 10
+    assert outcomes(tmp_path) == list(range(16))  # none lost, none twice
+    assert [e.kind for e in read_events(tmp_path)].count("lost") == 1
