@@ -51,8 +51,12 @@ def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     """``Σ wᵢ xᵢ`` from left to right in float32, each product rounded before it is added.
 
     Separate multiplication and addition (never a fused one) give the same bits on every device.
+    Terms of weight 0 are left out: added, they would turn -0 into +0.
     """
-    result = tensors[0] * weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+    terms = [(t, w) for t, w in zip(tensors, weights, strict=True) if w != 0]
+    if not terms:
+        return tensors[0].new_zeros(tensors[0].shape)
+    result = terms[0][0] * terms[0][1]
+    for tensor, weight in terms[1:]:
         result += tensor * weight
     return result
