@@ -219,14 +219,21 @@ def find_algorithm(name: str) -> Algorithm:
 
 
 def check_replay(candidate: int, recorded: Genome, proposed: Genome) -> None:
-    """Raises IntegrityError unless asking again gave the recorded genome."""
-    if proposed != recorded:
-        gene = next(i for i, (a, b) in enumerate(zip(recorded, proposed, strict=True)) if a != b)
-        raise IntegrityError(
-            f"candidate {candidate}: gene {gene} was recorded as {recorded[gene]!r}, but asking "
-            f"again gives {proposed[gene]!r}; resume with the seed, settings, library versions "
-            "and kind of machine of the recorded run, or start a new one"
-        )
+    """Raises IntegrityError unless asking again gave the recorded genome (empty: gave none)."""
+    if proposed == recorded:
+        return
+    pairs = zip(recorded, proposed, strict=False)
+    gene = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    difference = (
+        f"{len(recorded)} genes were recorded, but asking again gives {len(proposed)}"
+        if gene is None
+        else f"gene {gene} was recorded as {recorded[gene]!r}, but asking again gives "
+        f"{proposed[gene]!r}"
+    )
+    raise IntegrityError(
+        f"candidate {candidate}: {difference}; resume with the seed, settings, library versions "
+        "and kind of machine of the recorded run, or start a new one"
+    )
 
 
 def _options(algorithm: Algorithm, given: Mapping[str, OptionValue]) -> Mapping[str, OptionValue]:

@@ -51,6 +51,8 @@ class NevergradSearch:
 
     def ask(self, candidates: Sequence[int]) -> list[Genome]:
         genomes: list[Genome] = []
+        if not candidates:
+            return genomes
         with _quiet():
             self._start()
             for candidate in candidates:
@@ -81,7 +83,8 @@ class NevergradSearch:
             self._optimiser._uid_queue.tell(proposal.heritage["lineage"])
 
     def replay(self, candidate: int, genome: Genome) -> None:
-        check_replay(candidate, genome, self.ask([candidate])[0])
+        for proposed in self.ask([candidate]) or [()]:
+            check_replay(candidate, genome, proposed)
 
     @property
     def _is_de(self) -> bool:
@@ -123,7 +126,7 @@ class NevergradSearch:
         if self._is_de:
             # References become individuals. CMA only starts at the best of them: its update
             # presumes samples of its own distribution, and far references would inflate it.
-            for genome, scores in self._references:
+            for genome, scores in self._references[: self._optimiser.llambda]:
                 self._tell(self._point(genome), scores)
 
     def _tell(self, proposal: Any, scores: tuple[float, ...]) -> None:

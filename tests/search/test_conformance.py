@@ -32,7 +32,7 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
     """Gaussian processes are slow: they get few asks."""
     return [
-        Case(algorithm.name, objectives, 6 if algorithm.name == "gp" else 30)
+        Case(algorithm.name, objectives, 5 if algorithm.name == "gp" else 30)
         for algorithm in ALGORITHMS.values()
         for objectives in ((1, 2) if algorithm.several_objectives else (1,))
         if algorithm.name != "cma-es" or HAS_CMAES
@@ -83,7 +83,7 @@ def test_replay_notices_another_run(case: Case) -> None:
 
 @each_case
 def test_it_learns(case: Case) -> None:
-    asks, seeds = {"gp": (10, (1,)), "tpe": (40, (1, 2))}.get(case.algorithm, (100, (1, 2, 3)))
+    asks, seeds = {"gp": (8, (1,)), "tpe": (40, (1, 2))}.get(case.algorithm, (100, (1, 2, 3)))
     if ALGORITHMS[case.algorithm].library not in ("nevergrad", "optuna"):
         pytest.skip("samples without learning")
     testing.check_it_learns(case.make, DIMENSION, case.objectives, asks, seeds)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from evomerge.search.base import Search, SearchSettings, make_search
+from evomerge.search.base import SearchSettings, make_search
 from evomerge.search.nevergrad import best_reference
 
 BOTH_CMA = pytest.mark.parametrize("algorithm", ["cma", "diagonal-cma"])
@@ -85,3 +86,10 @@ def test_de_takes_references_into_its_population() -> None:
     search.ask(range(4, 6))  # fills the population
     # The next is a child of the first reference (its crossover keeps some of the parent's genes).
     assert 0.0 in search.ask([6])[0]
+
+
+def test_asking_for_nothing_does_not_start_the_search() -> None:
+    search = make_search(SearchSettings("cma", 1), 40, objectives=1)
+    assert search.ask([]) == []
+    search.tell(0, (0.2,) * 40, (1.0,))
+    assert np.mean(search.ask([1])) == pytest.approx(0.2, abs=0.1)

@@ -64,3 +64,5 @@ def test_check_replay_names_the_gene() -> None:
     check_replay(7, (0.1, 0.2), (0.1, 0.2))
     with pytest.raises(IntegrityError, match=r"candidate 7: gene 1 was recorded as 0\.2"):
         check_replay(7, (0.1, 0.2), (0.1, 0.25))
+    with pytest.raises(IntegrityError, match="2 genes were recorded, but asking again gives 0"):
+        check_replay(7, (0.1, 0.2), ())
