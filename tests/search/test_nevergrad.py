@@ -14,7 +14,7 @@ BOTH_CMA = pytest.mark.parametrize("algorithm", ["cma", "diagonal-cma"])
 
 def first_generation(
     algorithm: str, dimension: int, told: float | None, **options: float
-) -> Search:
+) -> NDArray[np.float64]:
     settings = SearchSettings(algorithm, 1, {"population": 400, **options})
     search = make_search(settings, dimension, objectives=1)
     if told is not None:
