@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from evomerge.checkpoints.catalog import catalog, fingerprint
-from evomerge.checkpoints.digest import combine, tensor_digest
+from evomerge.checkpoints.catalog import fingerprint
+from evomerge.checkpoints.digest import combine
 from evomerge.checkpoints.layout import layout
 from evomerge.checkpoints.sources import Expert, Sources, open_sources
 from evomerge.errors import CandidateError, CheckpointError
 from evomerge.methods import Context, get_method
-from evomerge.recipe import DType, Group, Recipe, Source, group_values, select
+from evomerge.recipe import Group, Recipe, group_values, select
 
 if TYPE_CHECKING:
     import torch
@@ -92,37 +92,28 @@ class Merge:
         return merged
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every moved tensor, in the order of the base's files."""
-        for name in self.moved:
-            yield name, self.tensor(name)
+        """Every tensor that is not as the base's files hold it, in their order.
 
-    def digest(self, moved: Mapping[str, str]) -> str:
-        """The digest of the whole merged model from the digests of its moved tensors."""
-        untouched = untouched_digests(self.sources, self.recipe.dtype)
-        return combine({**untouched, **moved})
+        These are the moved ones, and with another output dtype than the base's all that it casts.
+        """
+        stored = self.sources.base.tensors
+        for name in stored:
+            if name in self.moved or self._casts(name):
+                yield name, self.tensor(name)
 
-
-def untouched_digests(sources: Sources, dtype: DType) -> Mapping[str, str]:
-    """The digest of every tensor of the base in the output dtype; computed once for each dtype."""
-    key = (str(sources.base.path), dtype)
-    if key not in _UNTOUCHED:
-        stored = catalog(sources.base).digests
-        still = Recipe(
-            base=Source(path=sources.base.reference),
-            experts={},
-            method="linear",
-            parameters=(),
-            dtype=dtype,
+    def _casts(self, name: str) -> bool:
+        stored = self.sources.base.tensors[name].dtype
+        return self.recipe.dtype != "base" and FLOATING.get(stored, self.recipe.dtype) != (
+            self.recipe.dtype
         )
-        _UNTOUCHED[key] = stored if dtype == "base" else _cast_digests(Merge(still, sources))
-    return _UNTOUCHED[key]
 
 
-_UNTOUCHED: dict[tuple[str, str], Mapping[str, str]] = {}
+def model_digest(base: Mapping[str, str], made: Mapping[str, str]) -> str:
+    """The digest of a whole merged model: of the tensors made, and of the base's for the rest.
 
-
-def _cast_digests(merge: Merge) -> dict[str, str]:
-    return {name: tensor_digest(merge.tensor(name)) for name in merge.sources.base.tensors}
+    Both map tensor names to digests; ``base`` is the catalogue of the base checkpoint.
+    """
+    return combine({**base, **made})
 
 
 def open_merge(recipe: Recipe, device: str = "cpu") -> Merge:

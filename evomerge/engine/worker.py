@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from evomerge.backends import make_backend, merge_device
+from evomerge.checkpoints.catalog import catalog
 from evomerge.checkpoints.digest import tensor_digest
 from evomerge.checkpoints.sources import Sources
 from evomerge.config import BackendConfig
 from evomerge.errors import CandidateError, InputError
-from evomerge.instantiate import Merge
+from evomerge.instantiate import Merge, model_digest
 from evomerge.ledger.fold import Scores
 from evomerge.recipe import Recipe
 from evomerge.scoring import evaluate
@@ -54,6 +55,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.backend = make_backend(self.config, self.sources)
         self._device = merge_device(self.config)
+        self._stored = catalog(self.sources.base).digests
         self.backend.open()
         splits: tuple[Split, Split] = ("search", "held_out")
         self._plans = {s: evaluate.plan(self.objectives, s) for s in splits}
@@ -94,7 +96,7 @@ class Worker:
             if not abs(value.value) < float("inf"):
                 raise CandidateError(f"objective {name} is {value.value}, expected a finite number")
         return Scores(
-            digest=merge.digest(made.digests),
+            digest=model_digest(self._stored, made.digests),
             values=values,
             items={n: tuple(s.value for s in by.values()) for n, by in scored.items() if by},
             tokens=count_tokens(responses),
@@ -120,9 +122,10 @@ class _Made:
         """The merge's tensors, one at a time."""
         for name, tensor in merge.tensors():
             self.digests[name] = tensor_digest(tensor)
-            self.moved += tensor.numel()
-            base = merge.sources.base.read(name).to(tensor)
-            self.unchanged += int((tensor == base).sum())
+            if name in merge.moved:
+                base = merge.sources.base.read(name).to(tensor)
+                self.moved += tensor.numel()
+                self.unchanged += int((tensor == base).sum())
             yield name, tensor
 
 
