@@ -71,7 +71,7 @@ class RayPool:
     def _collect(self, reference: Any) -> Outcome:
         task, seat = self._running.pop(reference)
         try:
-            outcome, seat.pid = self._ray.get(reference)
+            answer: tuple[Outcome, int] = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, EvomergeError):
                 raise error.cause from None
@@ -79,6 +79,7 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             self._replace(seat, error)
             return Outcome(task, reason=f"worker lost: {type(error).__name__}", lost=True)
+        outcome, seat.pid = answer
         self._deaths = 0
         self._idle.append(seat)
         return outcome
