@@ -78,7 +78,6 @@ class Loop:
             ),
             dimension=self.study.space.dimension,
             objectives=1 if optimise.scalarise else len(optimise.names),
-            workers=self.pool.capacity,
         )
 
     def _resume(self) -> None:

@@ -108,4 +108,5 @@ def space_of(study: Mapping[str, Any]) -> Space:
 
 def fingerprint_of(body: Mapping[str, Any]) -> str:
     """sha256 of a ``study`` event's body: equal for the sessions of one study."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(body)  # unsorted: the order of experts has a meaning
+    return hashlib.sha256(text.encode()).hexdigest()

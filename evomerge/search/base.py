@@ -88,7 +88,7 @@ class SearchSettings:
 
 _SIGMA = Option(float, 0.15, 1e-4, 1.0, "first standard deviation, in widths of the box")
 _CMA_POPULATION = Option(int, None, 3, 10_000, "candidates a generation; by default 4 + 3 ln(d)")
-_DE_POPULATION = Option(int, 30, 4, 10_000, "individuals; at least the number of workers")
+_DE_POPULATION = Option(int, 30, 4, 10_000, "individuals; more workers than that would wait")
 _NSGA_POPULATION = Option(int, 20, 2, 10_000, "individuals of a generation")
 _STARTUP = Option(int, 10, 1, 10_000, "told points, references included, before the model is used")
 
@@ -176,13 +176,10 @@ def make_search(
     settings: SearchSettings,
     dimension: int,
     objectives: int,
-    budget: int | None = None,
-    workers: int = 1,
 ) -> Search:
     """The search that `settings` name, over [0, 1]^dimension, before any call.
 
-    `budget` is the number of candidates that will be asked for, if known; `workers` how many may
-    wait for their scores at once. Raises ConfigError for an unknown algorithm or option, a value
+    Raises ConfigError for an unknown algorithm or option, a value
     out of range, or several objectives where the algorithm takes one; MissingDependency where its
     library is not installed.
     """
@@ -198,9 +195,7 @@ def make_search(
     if algorithm.library == "nevergrad":
         from evomerge.search.nevergrad import NevergradSearch
 
-        return NevergradSearch(
-            algorithm.name, settings.seed, options, dimension, objectives, budget, workers
-        )
+        return NevergradSearch(algorithm.name, settings.seed, options, dimension, objectives)
     if algorithm.library == "optuna":
         from evomerge.search.optuna import OptunaSearch
 

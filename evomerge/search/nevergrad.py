@@ -34,16 +34,12 @@ class NevergradSearch:
         options: Mapping[str, OptionValue],
         dimension: int,
         objectives: int,
-        budget: int | None,
-        workers: int,
     ) -> None:
         self._algorithm = algorithm
         self._seed = seed
         self._options = options
         self._dimension = dimension
         self._objectives = objectives
-        self._budget = budget
-        self._workers = workers
         self._references: list[tuple[Genome, tuple[float, ...]]] = []
         self._pending: dict[int, Any] = {}
         self._optimiser: Any = None
@@ -103,14 +99,16 @@ class NevergradSearch:
         box.set_bounds(0.0, 1.0, method="clipping", full_range_sampling=True)
         box.random_state = np.random.RandomState(_state(self._seed))
         make = self._family(ng)
-        self._optimiser = make(box, budget=self._budget, num_workers=self._workers)
+        # Neither the budget nor the number of workers is told: they may change when a study is
+        # resumed, and the optimiser would then propose something else.
+        self._optimiser = make(box)
         self._tell_references()
 
     def _family(self, ng: Any) -> Any:
         families = ng.families
         if self._is_de:
             crossover = "twopoints" if self._algorithm == "two-points-de" else 0.5
-            population = max(int(self._options["population"] or 0), self._workers)
+            population = int(self._options["population"] or 0)
             return families.DifferentialEvolution(crossover=crossover, popsize=population)
         # Nevergrad shrinks the first step of a bounded CMA by these factors; undone here.
         shrinkage = 0.3 if self._dimension < 18 else 0.15

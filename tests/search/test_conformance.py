@@ -26,7 +26,7 @@ class Case(NamedTuple):
 
     def make(self, seed: int) -> Search:
         settings = SearchSettings(self.algorithm, seed, FAST.get(self.algorithm, {}))
-        return make_search(settings, DIMENSION, self.objectives, budget=self.asks, workers=3)
+        return make_search(settings, DIMENSION, self.objectives)
 
 
 def cases() -> list[Case]:
