@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from evomerge.errors import ConfigError
 
@@ -24,6 +25,11 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(
+                problem="a key must be plain text, found a list or a mapping (quote {{...}})",
+                problem_mark=key.start_mark,
+            )
         if key.value in seen:
             raise yaml.MarkedYAMLError(
                 problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
@@ -103,11 +109,25 @@ def validate(model: type[M], document: Document) -> M:
         return model.model_validate(document.data)
     except ValidationError as error:
         mistakes = [_explain(model, document, e) for e in error.errors()]
-        raise ConfigError("; ".join(dict.fromkeys(mistakes))) from None
+        raise ConfigError("; ".join(dict.fromkeys(filter(None, mistakes)))) from None
 
 
-def _explain(model: type[BaseModel], document: Document, error: Any) -> str:
-    location: Location = error["loc"]
+def located(location: Location, error: ConfigError) -> ValidationError:
+    """``error`` as a model's validator raises it about one key, so that its line is named."""
+    custom = PydanticCustomError("value_error", "{message}", {"message": str(error)})
+    return ValidationError.from_exception_data(
+        "model", [InitErrorDetails(type=custom, loc=location, input={})]
+    )
+
+
+def _explain(model: type[BaseModel], document: Document, error: Any) -> str | None:
+    location = _without_tags(document.data, error["loc"], error["type"])
+    if (
+        error["type"] == "string_type"
+        and isinstance(error["input"], dict)
+        and location != error["loc"]
+    ):
+        return None  # a name or something inline is expected: what is wrong inside is said anyway
     where = document.where(location)
     key = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
@@ -119,6 +139,19 @@ def _explain(model: type[BaseModel], document: Document, error: Any) -> str:
     given = error["input"]
     shown = f" (given: {given!r})" if not isinstance(given, dict | list | BaseModel) else ""
     return f"{where}: {key}: {message}{shown}" if key else f"{where}: {message}"
+
+
+def _without_tags(data: Any, location: Location, kind: str) -> Location:
+    """The keys in ``location``, without pydantic's own names of the types that a key may have."""
+    keys: list[str | int] = []
+    for part in location:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        keys.append(part)
+    named = kind in ("missing", "extra_forbidden") and keys[-1:] != [location[-1]]
+    return (*keys, location[-1]) if named else tuple(keys)
 
 
 def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel]:
