@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +30,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from evomerge.checkpoints.layout import Place
-from evomerge.documents import did_you_mean, read_yaml, validate
+from evomerge.checkpoints.layout import MODULES, TOWERS, Place
+from evomerge.documents import did_you_mean, located, read_yaml, validate
 from evomerge.errors import ConfigError
 from evomerge.methods import Method, Parameter, get_method
 
@@ -86,14 +86,16 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        at: tuple[str | int, ...] = ("method",)
         try:
             method = get_method(self.method)
             if self.parameters:
                 check_experts(method, list(self.experts))
-            for group in self.parameters:
+            for index, group in enumerate(self.parameters):
+                at = ("parameters", index)
                 group_values(method, group, self.order())
         except ConfigError as error:
-            raise ValueError(str(error)) from None
+            raise located(at, error) from None
         return self
 
     def order(self) -> tuple[str, ...]:
@@ -149,6 +151,8 @@ def group_values(method: Method, group: Group, experts: tuple[str, ...]) -> dict
 def _value(parameter: Parameter, given: Any, experts: tuple[str, ...], at: str) -> Value:
     where = f"parameter {parameter.name!r} of {at}"
     if parameter.switch:
+        if given not in (True, False):
+            raise ConfigError(f"{where}: expected true or false, found {given!r}")
         return bool(given)
     if not parameter.per_expert:
         return _number(given, where)
@@ -194,7 +198,7 @@ class Selector:
                 f"*/*/*, found {text!r}"
             )
         towers, blocks, modules = parts
-        return cls(_names(towers), _blocks(blocks), _names(modules))
+        return cls(_names(towers, TOWERS), _blocks(blocks), _names(modules, MODULES))
 
     def matches(self, place: Place) -> bool:
         return (
@@ -204,8 +208,13 @@ class Selector:
         )
 
 
-def _names(text: str) -> frozenset[str] | None:
-    return None if text == "*" else frozenset(text.split(","))
+def _names(text: str, known: Sequence[str]) -> frozenset[str] | None:
+    if text == "*":
+        return None
+    for name in text.split(","):
+        if name not in known:
+            raise ValueError(f"no tower or module is called {name!r}; {did_you_mean(name, known)}")
+    return frozenset(text.split(","))
 
 
 def _blocks(text: str) -> frozenset[int | None] | None:
