@@ -27,12 +27,13 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from evomerge.checkpoints.layout import Place, layout
+from evomerge.documents import located
 from evomerge.errors import ConfigError
-from evomerge.methods import Method, get_method
-from evomerge.recipe import DType, Group, Recipe, Selector, Source, check_experts
+from evomerge.methods import Method, Parameter, get_method
+from evomerge.recipe import DType, Group, Recipe, Selector, Source, check_experts, group_values
 
 Genome = tuple[float, ...]
 
@@ -53,6 +54,17 @@ class Grouping(BaseModel):
             raise ValueError("expected 'each' or a number of depth groups of at least 1")
         return value
 
+    @model_validator(mode="after")
+    def _disjoint(self) -> Grouping:
+        kinds = [k for m in self.modules for k in ((m,) if isinstance(m, str) else m)]
+        for names in (self.towers, kinds):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{name!r} is named twice; groups must not overlap")
+        for tower in self.towers:
+            Selector.parse(f"{tower}/*/{','.join(kinds)}")
+        return self
+
 
 class GeneSpec(BaseModel):
     """How one parameter of the method is searched, or the value it is fixed to."""
@@ -60,8 +72,8 @@ class GeneSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     per: tuple[Literal["expert", "group"], ...] = ()
-    low: float | None = None
-    high: float | None = None
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
     log: bool = False
     anchors: int | None = Field(default=None, ge=2)
     fixed: float | bool | dict[str, float] | None = None
@@ -72,13 +84,16 @@ class GeneSpec(BaseModel):
             if self.per or self.low is not None or self.high is not None or self.anchors:
                 raise ValueError("a fixed gene takes no per, low, high or anchors")
             return self
-        if self.low is not None and self.high is not None and not self.low < self.high:
-            raise ValueError(f"low must be below high, found {self.low} and {self.high}")
-        if self.log and self.low is not None and self.low <= 0:
-            raise ValueError(f"a logarithmic gene needs low above 0, found {self.low}")
         if self.anchors and "group" not in self.per:
             raise ValueError("anchors are spread over the depth: add group to per")
         return self
+
+    def range(self, parameter: Parameter) -> tuple[float, float]:
+        """Its own bounds, or the parameter's where it gives none."""
+        return (
+            parameter.low if self.low is None else self.low,
+            parameter.high if self.high is None else self.high,
+        )
 
 
 class SpaceSpec(BaseModel):
@@ -95,16 +110,23 @@ class SpaceSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> SpaceSpec:
+        at: tuple[str, ...] = ("method",)
         try:
             method = get_method(self.method)
             for name, gene in self.genes.items():
+                at = ("genes", name)
                 parameter = method.parameter(name)
                 if "expert" in gene.per and not parameter.per_expert:
                     raise ConfigError(f"parameter {name!r} of {self.method} is not per expert")
                 if parameter.switch and gene.fixed is None:
                     raise ConfigError(f"parameter {name!r} is a switch: give it as fixed")
+                low, high = gene.range(parameter)
+                if low >= high:
+                    raise ConfigError(f"low must be below high, found {low} and {high}")
+                if gene.log and low <= 0:
+                    raise ConfigError(f"a logarithmic gene needs low above 0, found {low}")
         except ConfigError as error:
-            raise ValueError(str(error)) from None
+            raise located(at, error) from None
         return self
 
 
@@ -126,6 +148,8 @@ class Gene:
     def encode(self, value: float) -> float:
         """The place in [0, 1] of a value; outside [0, 1] for a value outside the range."""
         if self.log:
+            if value <= 0:
+                return -math.inf
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
@@ -258,8 +282,7 @@ class Space:
 
     def _genes_of(self, name: str, experts: Sequence[str | None] | None = None) -> list[Gene]:
         spec, parameter = self._searched[name], self._method.parameter(name)
-        low = parameter.low if spec.low is None else spec.low
-        high = parameter.high if spec.high is None else spec.high
+        low, high = spec.range(parameter)
         places: list[str | None] = [None]
         if spec.anchors:
             columns = dict.fromkeys(cell.column for cell in self.cells)
@@ -320,7 +343,10 @@ def bind(
     Raises:
         ConfigError: no group is left, or the method does not take that many experts.
     """
-    check_experts(get_method(spec.method), list(experts))
+    method = get_method(spec.method)
+    check_experts(method, list(experts))
+    fixed = {name: gene.fixed for name, gene in spec.genes.items() if gene.fixed is not None}
+    group_values(method, Group(tensors="*/*/*", **fixed), tuple(experts))
     movable = {name: place for name, place in places.items() if name in changed}
     cells = [
         cell
