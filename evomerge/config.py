@@ -150,7 +150,7 @@ class Experiment(_Model):
 
     def fingerprint(self) -> str:
         """Identifies the study: equal for experiments that differ only in budget and pool."""
-        text = json.dumps(self.identity(), sort_keys=True)
+        text = json.dumps(self.identity())  # the order of experts counts: it is that of the genes
         return hashlib.sha256(text.encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
