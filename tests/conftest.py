@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# The models here are so small that more threads than one only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
