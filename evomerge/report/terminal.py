@@ -20,43 +20,54 @@ def front_view(view: View, width: int) -> RenderableType:
     parts: list[RenderableType] = []
     if len(names) >= 2 and view.state.scored():
         parts.append(scatter(view, names[0], names[1], min(width - 12, 72), 16))
-    parts.append(front_table(view))
+    parts.append(front_table(view, width))
     return Group(*parts)
 
 
-def front_table(view: View) -> Table:
-    """Front and reference points: search-split values, and held-out values with standard errors."""
+def front_table(view: View, width: int) -> Table:
+    """Front and reference points on the held-out split, or on the search split before it is scored.
+
+    Where ``width`` (characters) is short, only what the front is over has its standard error.
+    """
     held_out = any(c.held_out for c in view.state.candidates.values())
     split: Split = "held_out" if held_out else "search"
     what = "held-out split" if held_out else "search split"
     table = Table(title=f"{view.name}: front and reference points, {what} (± standard error)")
-    table.add_column("candidate")
+    table.add_column("candidate", no_wrap=True)
     for name in view.columns:
-        table.add_column(name.removeprefix("zoo/"), justify="right")
+        table.add_column(name.removeprefix("zoo/"), justify="right", no_wrap=True)
+    errors = view.columns if width >= 25 + 14 * len(view.columns) else view.optimise.names
     on_front = view.front()
     knee = view.knee() if on_front else None
     for candidate in on_front:
         shown = candidate.held_out or not held_out
         label = f"{candidate.label} (knee)" if candidate is knee else candidate.label
-        table.add_row(label, *_row(view, candidate, split), style=None if shown else "dim")
+        row = _row(view, candidate, split, errors)
+        table.add_row(label, *row, style=None if shown else "dim")
     table.add_section()
     for candidate in view.state.references():
-        table.add_row(candidate.label, *_row(view, candidate, split), style="cyan")
+        table.add_row(candidate.label, *_row(view, candidate, split, errors), style="cyan")
     return table
 
 
-def _row(view: View, candidate: Candidate, split: Split) -> list[str]:
+def _row(view: View, candidate: Candidate, split: Split, errors: Sequence[str]) -> list[str]:
     if candidate.status == "failed":
         return ["failed"] + [""] * (len(view.columns) - 1)
-    return [show(view.value(candidate, name, split)) for name in view.columns]
+    return [show(view.value(candidate, n, split), error=n in errors) for n in view.columns]
 
 
-def show(value: Value | None) -> str:
-    """``0.812 ±.012``; nothing for a value that is not there."""
+def show(value: Value | None, error: bool = True) -> str:
+    """``.812 ±.012``, without its standard error ``.812``; nothing for a value that is not there."""
     if value is None:
         return ""
-    number = f"{value.value:.3f}" if abs(value.value) < 100 else f"{value.value:.4g}"
-    return number if value.se is None else f"{number} ±{value.se:.3f}".replace("±0.", "±.")
+    number = _short(value.value)
+    return f"{number} ±{_short(value.se)}" if error and value.se is not None else number
+
+
+def _short(number: float) -> str:
+    """Three decimals below 100, four digits above; no zero before the point."""
+    text = f"{number:.3f}" if abs(number) < 100 else f"{number:.4g}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
 def scatter(view: View, x: str, y: str, width: int, height: int) -> Text:
@@ -127,19 +138,20 @@ def status_view(view: View, running: int, limit: int | None = None, eta: str = "
         f"hypervolume {view.hypervolume():.4f}{eta}",
         title_justify="left",
     )
-    table.add_column("search split")
+    table.add_column("search split", no_wrap=True)
     for name in view.columns:
-        table.add_column(name.removeprefix("zoo/"), justify="right")
-    best_found = [_best(view, searched, name) for name in view.columns]
-    best_reference = [_best(view, state.references(), name) for name in view.columns]
-    table.add_row("best candidate", *best_found)
-    table.add_row("best reference point", *best_reference, style="cyan")
+        table.add_column(name.removeprefix("zoo/"), justify="right", no_wrap=True)
+    table.add_row("best candidate", *_best(view, searched))
+    table.add_row("best reference", *_best(view, state.references()), style="cyan")
     return table
 
 
-def _best(view: View, candidates: Sequence[Candidate], name: str) -> str:
-    values = [v for c in candidates if (v := view.value(c, name)) is not None]
-    if not values:
-        return ""
-    worse = view.directions.get(name) == "minimise"
-    return show(min(values, key=lambda v: v.value if worse else -v.value))
+def _best(view: View, candidates: Sequence[Candidate]) -> list[str]:
+    """The best search-split value of each column, whichever candidate has it."""
+    cells = []
+    for name in view.columns:
+        sign = -1.0 if view.directions.get(name) == "minimise" else 1.0
+        values = [v for c in candidates if (v := view.value(c, name)) is not None]
+        best = max(values, key=lambda v, sign=sign: sign * v.value, default=None)  # type: ignore[misc]
+        cells.append(show(best, error=name in view.optimise.names))
+    return cells
