@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -32,7 +33,8 @@ def front_table(view: View, width: int) -> Table:
     held_out = any(c.held_out for c in view.state.candidates.values())
     split: Split = "held_out" if held_out else "search"
     what = "held-out split" if held_out else "search split"
-    table = Table(title=f"{view.name}: front and reference points, {what} (± standard error)")
+    title = f"{view.name}: front and reference points, {what} (± standard error)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("candidate", no_wrap=True)
     for name in view.columns:
         table.add_column(name.removeprefix("zoo/"), justify="right", no_wrap=True)
@@ -57,7 +59,7 @@ def _row(view: View, candidate: Candidate, split: Split, errors: Sequence[str]) 
 
 
 def show(value: Value | None, error: bool = True) -> str:
-    """``.812 ±.012``, without its standard error ``.812``; nothing for a value that is not there."""
+    """``.812 ±.012``, or ``.812`` without its standard error; nothing for None."""
     if value is None:
         return ""
     number = _short(value.value)
@@ -137,6 +139,8 @@ def status_view(view: View, running: int, limit: int | None = None, eta: str = "
         title=f"{view.name}: {done}{of} candidates scored, {failed} failed, {running} under way, "
         f"hypervolume {view.hypervolume():.4f}{eta}",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("search split", no_wrap=True)
     for name in view.columns:
