@@ -34,7 +34,7 @@ def front_table(view: View, width: int) -> Table:
     split: Split = "held_out" if held_out else "search"
     what = "held-out split" if held_out else "search split"
     title = f"{view.name}: front and reference points, {what} (± standard error)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("candidate", no_wrap=True)
     for name in view.columns:
         table.add_column(name.removeprefix("zoo/"), justify="right", no_wrap=True)
@@ -140,7 +140,7 @@ def status_view(view: View, running: int, limit: int | None = None, eta: str = "
         f"hypervolume {view.hypervolume():.4f}{eta}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("search split", no_wrap=True)
     for name in view.columns:
