@@ -75,18 +75,21 @@ class Merge:
             CandidateError: the result is not finite.
         """
         name = self.sources.tied.get(name, name)
-        base = self.sources.base.read(name)
+        base = self.sources.base.read(name).to(self.device)
         if name not in self.moved:
-            return base.to(self.dtype(name))
-        method = get_method(self.recipe.method)
-        experts = tuple(self.experts)
-        context = Context(tensor=name, experts=experts, seed=self.recipe.seed)
-        merged = method.function(
-            base.to(self.device).float(),
-            [expert.read(name).to(self.device) for expert in self.experts.values()],
-            context,
-            **group_values(method, self.moved[name], experts),
-        ).to(self.dtype(name))
+            if not self._casts(name):
+                return base
+            merged = base
+        else:
+            method = get_method(self.recipe.method)
+            experts = tuple(self.experts)
+            merged = method.function(
+                base.float(),
+                [expert.read(name).to(self.device) for expert in self.experts.values()],
+                Context(tensor=name, experts=experts, seed=self.recipe.seed),
+                **group_values(method, self.moved[name], experts),
+            )
+        merged = merged.to(self.dtype(name))
         if not merged.isfinite().all():
             raise CandidateError(f"the merged {name} has a value that is not finite in its dtype")
         return merged
