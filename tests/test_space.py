@@ -353,11 +353,6 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_qwen2_vl(tmp_path_factory.mktemp("qwen"))
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.mark.parametrize("name", sorted(known("search_spaces")))
 @pytest.mark.parametrize("model", ["llama", "qwen"])
 def test_shipped_spaces(name: str, model: str, request: pytest.FixtureRequest) -> None:
