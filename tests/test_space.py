@@ -331,7 +331,7 @@ def test_mistakes_that_show_with_the_experts(given: dict[str, Any], message: str
         space(**given)
 
 
-# --- plain points ----------------------------------------------------------------------------------
+# --- plain points ---------------------------------------------------------------------------------
 
 
 def test_plain_points_outside_of_the_space() -> None:
