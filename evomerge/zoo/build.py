@@ -28,10 +28,10 @@ REPORT_EVERY: Final = 25
 class Sizes:
     """How long to train; the defaults make the shipped zoo, smaller ones a test."""
 
-    base: int = 3600
-    expert: int = 400
-    adapter: int = 400
-    mixture: int = 800
+    base: int = 2000
+    expert: int = 600
+    adapter: int = 500
+    mixture: int = 900
     items: int = items.SIZES["held_out"]
 
 
@@ -128,6 +128,11 @@ def _train_all(
             future.result()
 
 
+def _order(stage: str) -> int:
+    """Full experts first, then the mixture, then adapters."""
+    return ("full", "mixture", "lora").index(stage.partition("/")[0])
+
+
 def write_items(root: Path, seed: int = 0) -> None:
     """Write `<task>/search.jsonl` and `<task>/held_out.jsonl` under `root`."""
     for task in TASKS:
@@ -159,7 +164,7 @@ def build(
     if not _finished(out, "base"):
         train_stage(out, "base", seed, sizes, progress)
     rest = [stage for stage in NAMES if stage != "base" and not _finished(out, stage)]
-    _train_all(out, sorted(rest, key=lambda stage: stage != "mixture"), seed, sizes, progress, workers)
+    _train_all(out, sorted(rest, key=_order), seed, sizes, progress, workers)
     rows: list[str] = []
 
     def note(row: str) -> None:

@@ -64,7 +64,7 @@ def render(root: Path) -> str:
         name: json.loads((root / name / "training.json").read_text(encoding="utf-8"))
         for name in NAMES
     }
-    from evomerge.zoo import network, store
+    from evomerge.zoo import network, plan, store
 
     weights = sum(path.stat().st_size for path in root.rglob("*.safetensors"))
     filled = {
@@ -77,6 +77,8 @@ def render(root: Path) -> str:
         "parameters": f"{network.parameter_count():,}",
         "megabytes": f"{weights / 1e6:.1f}",
         "rank": store.RANK,
+        "base_steps": records["base"]["steps"],
+        "base_horizon": plan.base_course(0).horizon,
         "minutes": round(sum(record["seconds"] for record in records.values()) / 60),
     }
     return _TEMPLATE.read_text(encoding="utf-8").format(**filled)

@@ -23,8 +23,8 @@ class Course:
     """What one run is taught, and how.
 
     `tasks` gives the share of pictures of each task, `shares` the share of each question form
-    within it; `rate` is the peak learning rate: linear warm-up, then half a cosine down to nothing
-    at `steps`.
+    within it; `rate` is the peak learning rate: linear warm-up, then half a cosine down to nothing at step
+    `horizon`, or at `steps` without one (a run may end before its horizon).
     """
 
     steps: int
@@ -36,6 +36,7 @@ class Course:
     warmup: int = 50
     decay: float = 0.0
     whole: bool = False
+    horizon: int | None = None
 
 
 def block_matrices(model: Any) -> list[nn.Parameter]:
@@ -59,7 +60,7 @@ def _optimisers(model: Any, course: Course) -> list[torch.optim.Optimizer]:
 
 def _factor(course: Course, step: int) -> float:
     rise = min(1.0, (step + 1) / course.warmup)
-    return rise * 0.5 * (1 + math.cos(math.pi * step / course.steps))
+    return rise * 0.5 * (1 + math.cos(math.pi * step / (course.horizon or course.steps)))
 
 
 def _loss(model: Any, batch: batches.Batch, whole: bool) -> Tensor:
