@@ -13,8 +13,6 @@ pool: {name: inline}
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,14 +146,9 @@ class Experiment(_Model):
     backend: BackendConfig = BackendConfig()
     pool: PoolConfig = PoolConfig()
 
-    def fingerprint(self) -> str:
-        """Identifies the study: equal for experiments that differ only in budget and pool."""
-        text = json.dumps(self.identity())  # the order of experts counts: it is that of the genes
-        return hashlib.sha256(text.encode()).hexdigest()
-
     def identity(self) -> dict[str, Any]:
         """The experiment without what may change between two sessions of one study."""
-        return self.model_dump(mode="json", exclude={"budget", "pool"})
+        return self.model_dump(mode="json", exclude={"name", "budget", "pool"})
 
 
 class _File(_Model):

@@ -80,10 +80,17 @@ def check_digest(found: str, expected: str | None, what: str) -> None:
 
 def config_bytes(config: Mapping[str, object], dtype: str) -> bytes:
     """The base's config.json with the dtype of the merged model."""
-    changed = dict(config)
-    changed.pop("_name_or_path", None)
-    if dtype != "base":
-        for key in ("dtype", "torch_dtype"):
-            if key in changed:
-                changed[key] = dtype
+    changed = {k: v for k, v in _with_dtype(config, dtype).items() if k != "_name_or_path"}
     return (json.dumps(changed, indent=2) + "\n").encode()
+
+
+def _with_dtype(config: Mapping[str, object], dtype: str) -> dict[str, object]:
+    """The config, and those of the towers inside it, with the dtype where they state one."""
+    changed: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            changed[key] = _with_dtype(value, dtype)
+        else:
+            stated = dtype != "base" and key in ("dtype", "torch_dtype")
+            changed[key] = dtype if stated else value
+    return changed

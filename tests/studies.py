@@ -1,4 +1,4 @@
-"""A small study for tests: a tiny Llama, three experts of it, and data that the fake model knows."""
+"""A small study for tests: a tiny Llama, three experts, and data that the fake model knows."""
 
 from __future__ import annotations
 

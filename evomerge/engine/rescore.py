@@ -23,7 +23,9 @@ def rescore(study: Mapping[str, Any], model: Path, scores: Scores) -> Scores:
     Raises:
         IntegrityError: an item is scored otherwise than when it was a candidate.
     """
-    experiment = experiment_from({**study["experiment"], "budget": {"candidates": 1}})
+    experiment = experiment_from(
+        {**study["experiment"], "name": study["name"], "budget": {"candidates": 1}}
+    )
     objectives = tuple(o for o in open_objectives(experiment) if o.items("search"))
     worker = Worker(open_sources(str(model), {}), objectives, experiment.backend)
     try:

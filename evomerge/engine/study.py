@@ -40,6 +40,7 @@ class Study:
         """What makes this study this one and no other; the first event of its ledger."""
         space = self.space
         return {
+            "name": self.experiment.name,
             "experiment": self.experiment.identity(),
             "base": space.base.model_dump(),
             "experts": {name: source.model_dump() for name, source in space.experts.items()},
@@ -107,6 +108,7 @@ def space_of(study: Mapping[str, Any]) -> Space:
 
 
 def fingerprint_of(body: Mapping[str, Any]) -> str:
-    """sha256 of a ``study`` event's body: equal for the sessions of one study."""
-    text = json.dumps(body)  # unsorted: the order of experts has a meaning
+    """sha256 of a ``study`` event's body without its name: equal for the sessions of one study."""
+    # unsorted: the order of experts has a meaning
+    text = json.dumps({key: value for key, value in body.items() if key != "name"})
     return hashlib.sha256(text.encode()).hexdigest()

@@ -64,7 +64,7 @@ class Ledger:
                         stamped.session,
                     ),
                 )
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise OutputError(
                 f"the ledger cannot be written ({error}); what it holds is safe: mend the disk and "
                 f"run the same command again to go on"

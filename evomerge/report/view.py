@@ -35,7 +35,7 @@ class View:
 
     @property
     def name(self) -> str:
-        return str(self.study["experiment"]["name"])
+        return str(self.study["name"])
 
     @property
     def optimise(self) -> Optimise:
