@@ -136,8 +136,8 @@ def _handwriting() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def handwritten(split: str) -> tuple[NDArray[np.float32], tuple[NDArray[np.int64], ...]]:
     """The 8 x 8 digits of one split and, for each digit 0 to 9, the places of its images.
 
-    scikit-learn's digits come writer after writer; runs of 30 images are dealt out, so most writers
-    of search and held_out images are in train as well, but no image is in two splits.
+    Neighbouring images are often by one writer: runs of 30 are dealt out, so that the splits share
+    few runs of one hand; writers themselves may be in several splits, images are not.
     """
     images, labels = _handwriting()
     turn = np.arange(len(labels)) // 30 % 10

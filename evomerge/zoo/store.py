@@ -119,7 +119,7 @@ def save_adapter(adapted: Any, directory: Path) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
     adapted.peft_config["default"].base_model_name_or_path = "zoo:base"
-    adapted.save_pretrained(directory)
+    adapted.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)
     _for_every_reader(directory)
 

@@ -23,8 +23,8 @@ class Course:
     """What one run is taught, and how.
 
     `tasks` gives the share of pictures of each task, `shares` the share of each question form
-    within it; `rate` is the peak learning rate: linear warm-up, then half a cosine down to nothing at step
-    `horizon`, or at `steps` without one (a run may end before its horizon).
+    within it. `rate` is the peak learning rate: linear warm-up, then half a cosine down to nothing
+    at step `horizon`, or at `steps` without one (a run may end before its horizon).
     """
 
     steps: int
