@@ -107,13 +107,17 @@ class Budget(_Model):
 
 
 class BackendConfig(_Model):
-    """Where a candidate runs. ``device`` and ``dtype`` default to CUDA in the checkpoint's dtype
-    where there is a GPU, and to the CPU in float32 elsewhere."""
+    """Where a candidate runs.
+
+    ``device`` and ``dtype`` default to CUDA in the checkpoint's dtype where there is a GPU, and to
+    the CPU in float32 elsewhere; ``threads``, of the CPU, to all cores.
+    """
 
     name: Literal["transformers", "fake"] = "transformers"
     device: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     batch: int = Field(default=64, ge=1)
+    threads: int | None = Field(default=None, ge=1)
 
 
 class PoolConfig(_Model):

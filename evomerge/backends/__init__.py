@@ -20,7 +20,11 @@ def make_backend(config: BackendConfig, sources: Sources) -> Backend:
     from evomerge.backends.transformers import TransformersBackend
 
     return TransformersBackend(
-        sources.base.path, device=config.device, dtype=config.dtype, batch=config.batch
+        sources.base.path,
+        device=config.device,
+        dtype=config.dtype,
+        batch=config.batch,
+        threads=config.threads,
     )
 
 

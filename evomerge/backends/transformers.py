@@ -27,11 +27,19 @@ class TransformersBackend:
     """A Hugging Face checkpoint, text or image-and-text, greedy and deterministic."""
 
     def __init__(
-        self, path: Path, *, device: str | None = None, dtype: str | None = None, batch: int = 64
+        self,
+        path: Path,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch: int = 64,
+        threads: int | None = None,
     ) -> None:
         """`device` defaults to CUDA where there is one, else the CPU; `dtype` to the checkpoint's
-        widest on CUDA and to float32 on a CPU; `batch` is in requests."""
+        widest on CUDA and to float32 on a CPU; `batch` is in requests; `threads` are PyTorch's on a
+        CPU, for the whole process, by default as it finds them."""
         self._path, self._device, self._dtype, self._batch = path, device, dtype, batch
+        self._threads = threads
         self._opened: tuple[Any, LiveWeights, Prompter] | None = None
 
     def open(self) -> None:
@@ -41,6 +49,8 @@ class TransformersBackend:
         from evomerge.backends.live import LiveWeights
         from evomerge.backends.prompts import Prompter
 
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
         checkpoint = open_checkpoint(self._path)
         device = _device(self._device)
         dtype = getattr(torch, self._dtype or _default_dtype(checkpoint, device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -124,7 +125,8 @@ def _draw(
     text.append(f"{'':>8} └{'─' * width}\n")
     text.append(f"{'':>8}  {left:<{width - 6}.3f}{right:.3f}\n")
     text.append(f"{'':>8}  across: {x}, up: {y} (search split); ● front, · others\n")
-    text.append(f"{'':>8}  {', '.join(legend)}\n", style="cyan")
+    for line in wrap(", ".join(legend), width, break_on_hyphens=False):
+        text.append(f"{'':>8}  {line}\n", style="cyan")
     return text
 
 
