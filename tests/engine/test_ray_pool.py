@@ -62,6 +62,17 @@ def test_two_workers_score_the_same_reference_points_as_one_process(
         assert a.scores.body() == b.scores.body()
 
 
+def test_a_cluster_of_our_own_listens_on_the_loopback_interface_only(pool: RayPool) -> None:
+    tables = [Path(f"/proc/{os.getpid()}/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    listening = [row.split() for table in tables for row in table.splitlines()[1:]]
+    ports = {int(node["NodeManagerPort"]) for node in pool._ray.nodes()}
+    hosts = {r[1][:-5] for r in listening if r[3] == "0A" and int(r[1][-4:], 16) in ports}
+
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
+    assert hosts
+    assert hosts <= loopback
+
+
 def test_a_killed_worker_is_replaced_and_its_candidate_tried_again(
     study: Study, pool: RayPool, tmp_path: Path
 ) -> None:

@@ -28,6 +28,10 @@ class RayPool:
     """``workers`` long-lived actors with the declared resources."""
 
     def __init__(self, experiment: Experiment) -> None:
+        if experiment.pool.address is None and "RAY_ADDRESS" not in os.environ:
+            # Ray on Linux listens on every network interface. This switch, which it reads when it
+            # is imported, keeps a cluster of one machine on the loopback interface.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
         self._ray = ray
