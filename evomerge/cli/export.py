@@ -34,13 +34,14 @@ def export(
         raise OutputError(f"{candidate.label} is {candidate.status}: only a scored one is exported")
     digest = candidate.scores.digest
 
-    from evomerge.cli.progress import bytes_written
+    from evomerge.cli.progress import bytes_written, warn_about_code
     from evomerge.export import export as write
     from evomerge.instantiate import open_merge
     from evomerge.report.card import candidate_card
 
     target = out or run / "export"
     merge = open_merge(view.recipe(candidate))
+    warn_about_code(merge.sources.base)
     with bytes_written("writing") as progress:
         write(merge, target, candidate_card(view, candidate, digest), digest, progress)
     typer.echo(f"{candidate.label} written to {target}; its weights are those scored: {digest}")

@@ -34,7 +34,7 @@ def inspect(
 
 def _describe(sources: Sources) -> dict[str, Any]:
     from evomerge.checkpoints.catalog import fingerprint
-    from evomerge.checkpoints.layout import layout
+    from evomerge.checkpoints.layout import layout, unknown
 
     base = sources.base
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -47,6 +47,7 @@ def _describe(sources: Sources) -> dict[str, Any]:
         "sha256": fingerprint(base),
         "parameters": sum(_count(base.tensors[n].shape) for n in base.tensors),
         "bytes": sum(t.nbytes for t in base.tensors.values()),
+        "unknown": unknown(base.tensors),
         "dtypes": sorted({t.dtype for t in base.tensors.values()}),
         "groups": [
             {
@@ -76,6 +77,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _print(described: dict[str, Any]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -86,9 +88,11 @@ def _print(described: dict[str, Any]) -> None:
         f"{', '.join(described['dtypes'])}, sha256 {described['sha256'][:16]}",
         highlight=False,
     )
-    table = Table("tower", "module", "blocks", "tensors", "parameters")
+    table = Table("tower", "module", box=box.SIMPLE_HEAD, padding=0)
+    for name in ("blocks", "tensors", "parameters"):
+        table.add_column(name, justify="right")
     for name, expert in described["experts"].items():
-        table.add_column(f"{name} ({expert['kind']})", justify="right")
+        table.add_column(f"{name.rsplit('/')[-1]} ({expert['kind']})", justify="right")
     for group in described["groups"]:
         table.add_row(
             group["tower"],
@@ -96,6 +100,12 @@ def _print(described: dict[str, Any]) -> None:
             str(group["blocks"] or "-"),
             str(group["tensors"]),
             f"{group['parameters']:,}",
-            *(f"{n} changed" if n else "as base" for n in group["changed"].values()),
+            *(f"{n} changed" if n else "-" for n in group["changed"].values()),
         )
     console.print(table)
+    if described["unknown"]:
+        console.print(
+            f"not recognised, so no space can name them: {', '.join(described['unknown'])}",
+            style="yellow",
+            highlight=False,
+        )

@@ -23,11 +23,13 @@ def merge(
 
     parsed = load_recipe(recipe)
 
-    from evomerge.cli.progress import bytes_written
+    from evomerge.cli.progress import bytes_written, warn_about_code
     from evomerge.export import export
     from evomerge.instantiate import open_merge
     from evomerge.report.card import recipe_card
 
+    opened = open_merge(parsed)
+    warn_about_code(opened.sources.base)
     with bytes_written("writing") as progress:
-        digest = export(open_merge(parsed), out, recipe_card(parsed), progress=progress)
+        digest = export(opened, out, recipe_card(parsed), progress=progress)
     typer.echo(f"written to {out}; digest of the weights: {digest}")

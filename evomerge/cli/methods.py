@@ -38,13 +38,17 @@ def _as_dict(method: Method) -> dict[str, Any]:
 
 
 def _table(chosen: tuple[Method, ...]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("method", "family", "needs", "parameters", "what it does")
-    for m in chosen:
-        parameters = ", ".join(p.name for p in m.parameters)
-        table.add_row(m.name, m.family, m.needs, parameters, m.summary)
+    table = Table("method", "needs", "what it does", "parameters", box=box.SIMPLE_HEAD, padding=0)
+    for family in dict.fromkeys(m.family for m in chosen):
+        table.add_section()
+        for m in chosen:
+            if m.family == family:
+                parameters = ", ".join(p.name for p in m.parameters)
+                table.add_row(m.name, m.needs, m.summary, parameters)
     Console().print(table)
 
 

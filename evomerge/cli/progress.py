@@ -1,9 +1,13 @@
-"""The progress bar of long writes."""
+"""What both commands that write a model show: a progress bar, and a warning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evomerge.checkpoints.open import Checkpoint
 
 
 @contextmanager
@@ -22,3 +26,17 @@ def bytes_written(what: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def warn_about_code(base: Checkpoint) -> None:
+    """Says so if the base needs Python files of its own, which are never copied."""
+    import typer
+
+    from evomerge.checkpoints.companions import needs_code
+
+    if needs_code(base):
+        typer.echo(
+            f"note: {base.reference} has code of its own (auto_map), which is not copied: put its "
+            f".py files beside the merged model yourself if you trust them",
+            err=True,
+        )
