@@ -155,6 +155,7 @@ class Loop:
     def _submit(self, id: int, split: Split) -> None:
         self._running.add(id)
         self.pool.submit(Task(id, self.recipe(self.state.candidates[id]), split))
+        self.observe(self.state, len(self._running))
 
     def recipe(self, candidate: Candidate) -> Recipe:
         """The recipe of a candidate: its own for a reference point, else its genome's."""
