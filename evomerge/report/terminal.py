@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.ledger.fold import Candidate
-from evomerge.ledger.results import Split
+from evomerge.ledger.results import Split, best
 from evomerge.report.view import View
 from evomerge.scoring.statistics import Value
 
@@ -156,8 +156,7 @@ def _best(view: View, candidates: Sequence[Candidate]) -> list[str]:
     """The best search-split value of each column, whichever candidate has it."""
     cells = []
     for name in view.columns:
-        sign = -1.0 if view.directions.get(name) == "minimise" else 1.0
-        values = [v for c in candidates if (v := view.value(c, name)) is not None]
-        best = max(values, key=lambda v, sign=sign: sign * v.value, default=None)  # type: ignore[misc]
-        cells.append(show(best, error=name in view.optimise.names))
+        candidate = best(candidates, name, view.directions)
+        value = view.value(candidate, name) if candidate else None
+        cells.append(show(value, error=name in view.optimise.names))
     return cells

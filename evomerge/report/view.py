@@ -70,9 +70,9 @@ class View:
         scores = scores_on(candidate, split)
         return None if scores is None else value_of(scores, name, self.directions)
 
-    def front(self, split: Split = "search") -> list[Candidate]:
+    def front(self) -> list[Candidate]:
         """The front of what the search proposed; reference points stand beside it, not in it."""
-        return front(self.state.searched(), self.optimise, self.directions, split)
+        return front(self.state.searched(), self.optimise, self.directions)
 
     def failed(self) -> list[Candidate]:
         """The candidates that could not be scored, reference points included."""
@@ -88,11 +88,10 @@ class View:
         return front_knee(self.state.searched(), self.optimise, self.directions)
 
     def best(self, name: str) -> Candidate | None:
-        """The candidate with the best search-split value of an objective or aggregate."""
+        """The proposed candidate with the best search-split value of an objective or aggregate."""
         if name not in (*self.columns, "mean", "min"):
             raise ConfigError(f"no objective {name!r}; known: {', '.join(self.columns)}")
-        worse = self.directions.get(name) == "minimise"
-        return best(self.state, name, self.directions, -1.0 if worse else 1.0)
+        return best(self.state.searched(), name, self.directions)
 
     def pick(self, choice: str) -> Candidate:
         """``knee``, ``best:OBJECTIVE``, a candidate's number, or a reference point's name."""

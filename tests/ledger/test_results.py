@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from evomerge.config import Optimise
-from evomerge.ledger.fold import Candidate, Scores, State
+from evomerge.ledger.fold import Candidate, Scores
 from evomerge.ledger.results import best, front, front_hypervolume, front_knee, value_of, vector
 from evomerge.scoring.statistics import Value
 
@@ -30,9 +30,19 @@ CANDIDATES = [
 
 def test_aggregates_leave_out_what_is_minimised() -> None:
     one = scores(0.2, 0.9, 10.0)
-    assert value_of(one, "mean", DIRECTIONS).value == pytest.approx(0.55)
-    assert value_of(one, "min", DIRECTIONS).value == 0.2
-    assert value_of(one, "ppl", DIRECTIONS).value == 10.0
+    found = {name: value_of(one, name, DIRECTIONS) for name in ("mean", "min", "ppl")}
+    assert {name: v.value for name, v in found.items() if v} == pytest.approx(
+        {"mean": 0.55, "min": 0.2, "ppl": 10.0}
+    )
+
+
+def test_what_was_not_scored_has_no_value_and_no_aggregate() -> None:
+    held_out = scores(0.2, 0.9, 10.0)
+    partly = Scores("d", {n: v for n, v in held_out.values.items() if n != "recall"}, {}, 0)
+    assert value_of(partly, "recall", DIRECTIONS) is None
+    assert value_of(partly, "mean", DIRECTIONS) is None
+    assert value_of(partly, "min", DIRECTIONS) is None
+    assert value_of(partly, "acc", DIRECTIONS) == held_out.values["acc"]
 
 
 def test_the_vector_is_signed() -> None:
@@ -57,13 +67,9 @@ def test_nothing_scored() -> None:
     optimise = Optimise(maximise=("acc",))
     assert front([Candidate(0)], optimise, DIRECTIONS) == []
     assert front_hypervolume([Candidate(0)], optimise, DIRECTIONS) == 0.0
-    assert best(State(), "acc", DIRECTIONS, 1.0) is None
+    assert best([], "acc", DIRECTIONS) is None
 
 
 def test_best_of_one_objective() -> None:
-    state = State(candidates={c.id: c for c in CANDIDATES})
-    found = [
-        best(state, name, DIRECTIONS, sign)
-        for name, sign in (("acc", 1.0), ("ppl", -1.0), ("min", 1.0))
-    ]
+    found = [best(CANDIDATES, name, DIRECTIONS) for name in ("acc", "ppl", "min")]
     assert [c.id for c in found if c is not None] == [3, 0, 1]
