@@ -177,4 +177,4 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     """``"did you mean 'x'? known: ..."``, for the end of an error message."""
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
+    return f"{hint}known: {', '.join(known) or 'none'}"

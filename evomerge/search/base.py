@@ -6,12 +6,12 @@ and what it proposes depends on its settings and on the calls it received, in or
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
+from evomerge.documents import did_you_mean
 from evomerge.errors import ConfigError, IntegrityError
 
 Genome = tuple[float, ...]
@@ -209,7 +209,9 @@ def make_search(
 def find_algorithm(name: str) -> Algorithm:
     """The table's row of that name; raises ConfigError with the nearest name."""
     if name not in ALGORITHMS:
-        raise ConfigError(f"search algorithm {name!r} is unknown; {_nearest(name, ALGORITHMS)}")
+        raise ConfigError(
+            f"search algorithm {name!r} is unknown; {did_you_mean(name, list(ALGORITHMS))}"
+        )
     return ALGORITHMS[name]
 
 
@@ -236,7 +238,7 @@ def _options(algorithm: Algorithm, given: Mapping[str, OptionValue]) -> Mapping[
         if name not in algorithm.options:
             raise ConfigError(
                 f"search algorithm {algorithm.name!r} has no option {name!r}; "
-                f"{_nearest(name, algorithm.options)}"
+                f"{did_you_mean(name, list(algorithm.options))}"
             )
         _check_option(algorithm.name, name, algorithm.options[name], value)
     return {name: option.default for name, option in algorithm.options.items()} | dict(given)
@@ -257,11 +259,3 @@ def _check_option(algorithm: str, name: str, option: Option, value: OptionValue)
         raise ConfigError(
             f"search option {algorithm}.{name} is {value!r}; expected {expected} ({option.help})"
         )
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"choose from {', '.join(names)}" if names else "it takes none; remove it"
