@@ -99,6 +99,11 @@ class Worker:
             digest=model_digest(self._stored, made.digests),
             values=values,
             items={n: tuple(s.value for s in by.values()) for n, by in scored.items() if by},
+            weights={
+                n: tuple(s.weight for s in by.values())
+                for n, by in scored.items()
+                if any(s.weight != 1 for s in by.values())
+            },
             tokens=count_tokens(responses),
             timing={
                 "instantiate": ready - started,

@@ -20,6 +20,7 @@ class Scores:
     items: Mapping[str, tuple[float, ...]]  # per-item scores by objective
     tokens: int
     timing: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of items, if not all 1
 
     def body(self) -> dict[str, Any]:
         """As an event's body; ``from_body`` gives the equal object back."""
@@ -28,6 +29,7 @@ class Scores:
             "values": {n: [v.value, v.se, v.n] for n, v in self.values.items()},
             "items": {n: list(s) for n, s in self.items.items()},
             "tokens": self.tokens,
+            "weights": {n: list(w) for n, w in self.weights.items()},
         }
 
     @classmethod
@@ -38,6 +40,7 @@ class Scores:
             items={n: tuple(s) for n, s in body["items"].items()},
             tokens=body["tokens"],
             timing=timing,
+            weights={n: tuple(w) for n, w in body["weights"].items()},
         )
 
 

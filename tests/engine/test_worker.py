@@ -11,8 +11,10 @@ from evomerge.config import BackendConfig
 from evomerge.engine.study import Study, open_study
 from evomerge.engine.worker import Task, Worker
 from evomerge.errors import InputError
+from evomerge.ledger.fold import Scores
 from evomerge.recipe import Recipe
 from evomerge.scoring.requests import Generated, Likelihood, Request, Response
+from evomerge.scoring.statistics import ItemScore
 from tests.studies import small_experiment
 
 
@@ -103,3 +105,15 @@ def test_tokens_count_what_was_generated(study: Study, worker: Worker) -> None:
     # the fake answers a right item with two tokens and a wrong one with one
     correct = sum(scores.items["right"])
     assert scores.tokens == 24 + correct
+
+
+def test_every_value_follows_from_the_item_scores_that_are_kept(
+    study: Study, worker: Worker
+) -> None:
+    kept = Scores.from_body(worker.score(recipe(study, "adds"), "search").body(), {})
+
+    for objective in study.objectives:
+        values = kept.items[objective.name]
+        weights = kept.weights.get(objective.name, (1.0,) * len(values))
+        items = [ItemScore(v, w) for v, w in zip(values, weights, strict=True)]
+        assert objective.aggregate(items) == kept.values[objective.name]

@@ -23,6 +23,7 @@ def scored(value: float) -> dict[str, Any]:
         "values": {"vqa": [value, None, 2]},
         "items": {"vqa": [value, value]},
         "tokens": 7,
+        "weights": {},
     }
 
 
