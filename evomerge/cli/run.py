@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evomerge.engine.loop import Observer
     from evomerge.engine.study import Study
     from evomerge.ledger.fold import State
+    from evomerge.ledger.store import Ledger
 
 
 def run(
@@ -80,6 +81,7 @@ def _search(experiment: Experiment, directory: Path, console: Console) -> None:
     try:
         loop = Loop(study, ledger)
         loop.check()
+        _say_what_is_there(ledger, console)
         with console.status("starting workers"):
             pool = open_pool(study)
         try:
@@ -97,6 +99,17 @@ def _search(experiment: Experiment, directory: Path, console: Console) -> None:
         f"export:     evomerge export {directory} --pick knee --out MODEL",
         highlight=False,
     )
+
+
+def _say_what_is_there(ledger: Ledger, console: Console) -> None:
+    """One line on what an earlier session has done, if there was one."""
+    from evomerge.ledger.fold import fold
+
+    state = fold(ledger.events())
+    if state.study is not None:
+        done = sum(c.status != "pending" for c in state.searched())
+        what = state.finished or "not finished, going on"
+        console.print(f"{done} candidates are in the ledger already; {what}", highlight=False)
 
 
 def _progress(study: Study, console: Console) -> AbstractContextManager[Observer]:
