@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from evomerge.config import Experiment
     from evomerge.engine.loop import Observer
     from evomerge.engine.study import Study
-    from evomerge.ledger.fold import State
+    from evomerge.ledger.fold import Candidate, State
     from evomerge.ledger.store import Ledger
 
 
@@ -81,11 +81,11 @@ def _search(experiment: Experiment, directory: Path, console: Console) -> None:
     try:
         loop = Loop(study, ledger)
         loop.check()
-        _say_what_is_there(ledger, console)
+        before = _say_what_is_there(ledger, console)
         with console.status("starting workers"):
             pool = open_pool(study)
         try:
-            with _progress(study, console) as observe:
+            with _progress(study, console, before) as observe:
                 state = loop.run(pool, observe)
         finally:
             pool.close()
@@ -101,8 +101,8 @@ def _search(experiment: Experiment, directory: Path, console: Console) -> None:
     )
 
 
-def _say_what_is_there(ledger: Ledger, console: Console) -> None:
-    """One line on what an earlier session has done, if there was one."""
+def _say_what_is_there(ledger: Ledger, console: Console) -> State:
+    """One line on what an earlier session has done, if there was one; returns its state."""
     from evomerge.ledger.fold import fold
 
     state = fold(ledger.events())
@@ -110,10 +110,11 @@ def _say_what_is_there(ledger: Ledger, console: Console) -> None:
         done = sum(c.status != "pending" for c in state.searched())
         what = state.finished or "not finished, going on"
         console.print(f"{done} candidates are in the ledger already; {what}", highlight=False)
+    return state
 
 
-def _progress(study: Study, console: Console) -> AbstractContextManager[Observer]:
-    return _Live(study, console) if console.is_terminal else _Lines(study, console)
+def _progress(study: Study, console: Console, before: State) -> AbstractContextManager[Observer]:
+    return _Live(study, console) if console.is_terminal else _Lines(study, console, before)
 
 
 class _Live:
@@ -144,11 +145,11 @@ class _Live:
 class _Lines:
     """Without a terminal: one plain line for every candidate."""
 
-    def __init__(self, study: Study, console: Console) -> None:
+    def __init__(self, study: Study, console: Console, before: State) -> None:
         self._study = study
         self._console = console
         self._clock = _Clock(study)
-        self._seen: set[tuple[int, str, bool]] = set()
+        self._seen = {_key(candidate) for candidate in before.candidates.values()}
 
     def __enter__(self) -> Observer:
         return self._show
@@ -162,10 +163,9 @@ class _Lines:
 
         view = view_of(state)
         for candidate in state.candidates.values():
-            key = (candidate.id, candidate.status, candidate.held_out is not None)
-            if candidate.status == "pending" or key in self._seen:
+            if candidate.status == "pending" or _key(candidate) in self._seen:
                 continue
-            self._seen.add(key)
+            self._seen.add(_key(candidate))
             split = "held_out" if candidate.held_out else "search"
             values = [
                 f"{name} {show(view.value(candidate, name, split))}"  # type: ignore[arg-type]
@@ -177,6 +177,11 @@ class _Lines:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _key(candidate: Candidate) -> tuple[int, str, bool]:
+    """What a line has been printed for."""
+    return candidate.id, candidate.status, candidate.held_out is not None
 
 
 class _Clock:
