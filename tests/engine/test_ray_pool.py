@@ -13,6 +13,7 @@ from evomerge.config import experiment_from
 from evomerge.engine.loop import Loop
 from evomerge.engine.pools.ray import RayPool
 from evomerge.engine.study import Study, open_study
+from evomerge.errors import ConfigError
 from evomerge.ledger.fold import State
 from evomerge.ledger.store import open_ledger, read_events
 from tests.studies import small_experiment
@@ -71,6 +72,12 @@ def test_a_cluster_of_our_own_listens_on_the_loopback_interface_only(pool: RayPo
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
     assert hosts
     assert hosts <= loopback
+
+
+def test_workers_that_never_fit_are_refused_at_once(pool: RayPool, workspace: Path) -> None:
+    greedy = {"name": "ray", "workers": 2, "cpus": 1000}
+    with pytest.raises(ConfigError, match="2 workers with 1000 CPU each need 2000, but there are"):
+        RayPool(small_experiment(workspace, pool=greedy))
 
 
 def test_a_killed_worker_is_replaced_and_its_candidate_tried_again(

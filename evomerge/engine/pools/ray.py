@@ -11,7 +11,7 @@ from typing import Any
 
 from evomerge.config import Experiment
 from evomerge.engine.worker import Outcome, Task, Worker
-from evomerge.errors import EvomergeError, InputError
+from evomerge.errors import ConfigError, EvomergeError, InputError
 
 _STRIKES = 3  # workers in a row that die before they have done anything: give up
 
@@ -44,9 +44,11 @@ class RayPool:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-        self._idle = [_Seat(self._spawn()) for _ in range(experiment.pool.workers)]
+        self._idle: list[_Seat] = []
         self._running: dict[Any, tuple[Task, _Seat]] = {}
         self._deaths = 0
+        self._check_resources()
+        self._idle += [_Seat(self._spawn()) for _ in range(experiment.pool.workers)]
 
     @property
     def capacity(self) -> int:
@@ -96,6 +98,19 @@ class RayPool:
                 f"try pool: {{name: inline}} to see why"
             ) from error
         self._idle.append(_Seat(self._spawn()))
+
+    def _check_resources(self) -> None:
+        """A worker that never fits would be waited for without end (a cluster may still grow)."""
+        pool = self._experiment.pool
+        there = self._ray.cluster_resources()
+        for name, each in (("CPU", pool.cpus), ("GPU", pool.gpus)):
+            if pool.address is None and each * pool.workers > there.get(name, 0):
+                self.close()
+                raise ConfigError(
+                    f"pool: {pool.workers} workers with {each:g} {name} each need "
+                    f"{each * pool.workers:g}, but there are {there.get(name, 0):g}; "
+                    f"lower workers, or {name.lower()}s (a fraction shares one)"
+                )
 
     def _spawn(self) -> Any:
         pool = self._experiment.pool
