@@ -7,6 +7,7 @@ from pathlib import Path
 
 # The models here are so small that more threads than one only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
@@ -18,7 +19,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests neither read nor fill the user's catalogue cache."""
     patch = pytest.MonkeyPatch()
     patch.setenv("EVOMERGE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from evomerge.config import Scalarise
 from evomerge.engine.pools import Pool
-from evomerge.engine.study import Study, fingerprint_of
+from evomerge.engine.study import Study, fingerprint_of, search_settings
 from evomerge.engine.worker import Outcome, Task
 from evomerge.errors import CandidateError, OutputError
 from evomerge.ledger.events import Event
@@ -21,7 +21,7 @@ from evomerge.ledger.results import front, vector
 from evomerge.ledger.store import Ledger
 from evomerge.recipe import Recipe
 from evomerge.scoring.objectives import Split
-from evomerge.search.base import Search, SearchSettings, make_search
+from evomerge.search.base import Search, make_search
 from evomerge.search.scalarise import chebyshev, weighted_sum
 
 ATTEMPTS = 3  # workers that may die with a candidate before it is given up
@@ -70,15 +70,8 @@ class Loop:
         return self.state
 
     def _new_search(self) -> Search:
-        experiment = self.study.experiment
-        optimise = experiment.optimise
-        return make_search(
-            SearchSettings(
-                experiment.search.algorithm, experiment.search.seed, experiment.search.options
-            ),
-            dimension=self.study.space.dimension,
-            objectives=1 if optimise.scalarise else len(optimise.names),
-        )
+        settings, objectives = search_settings(self.study.experiment)
+        return make_search(settings, self.study.space.dimension, objectives)
 
     def _resume(self) -> None:
         """Folds the ledger and brings the search to where it was."""

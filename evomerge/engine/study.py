@@ -18,6 +18,7 @@ from evomerge.errors import ConfigError
 from evomerge.instantiate import FLOATING
 from evomerge.recipe import Source
 from evomerge.scoring.objectives import Objective, load_objective
+from evomerge.search.base import SearchSettings, check_settings
 from evomerge.space import Cell, Space, SpaceSpec, bind
 
 
@@ -56,6 +57,7 @@ def open_study(experiment: Experiment) -> Study:
     Raises:
         InputError: whatever cannot be used, before any work is done.
     """
+    check_settings(*search_settings(experiment))
     objectives = open_objectives(experiment)
     sources = open_sources(experiment.base, experiment.experts)
     base = Source(path=experiment.base, sha256=fingerprint(sources.base))
@@ -94,6 +96,13 @@ def open_objectives(experiment: Experiment) -> tuple[Objective, ...]:
                     f"but none is; name objectives instead: {', '.join(names)}"
                 )
     return objectives
+
+
+def search_settings(experiment: Experiment) -> tuple[SearchSettings, int]:
+    """What the search is set to, and how many objectives it sees."""
+    search, optimise = experiment.search, experiment.optimise
+    settings = SearchSettings(search.algorithm, search.seed, search.options)
+    return settings, 1 if optimise.scalarise else len(optimise.names)
 
 
 def space_of(study: Mapping[str, Any]) -> Space:

@@ -172,19 +172,14 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
 )
 
 
-def make_search(
-    settings: SearchSettings,
-    dimension: int,
-    objectives: int,
-) -> Search:
-    """The search that `settings` name, over [0, 1]^dimension, before any call.
+def check_settings(settings: SearchSettings, objectives: int) -> Algorithm:
+    """The algorithm that `settings` name, if they can be used for so many objectives.
 
-    Raises ConfigError for an unknown algorithm or option, a value
-    out of range, or several objectives where the algorithm takes one; MissingDependency where its
-    library is not installed.
+    Raises ConfigError for an unknown algorithm or option, a value out of range, or several
+    objectives where the algorithm takes one.
     """
     algorithm = find_algorithm(settings.algorithm)
-    options = _options(algorithm, settings.options)
+    _options(algorithm, settings.options)
     if settings.seed < 0:
         raise ConfigError(f"search seed {settings.seed}: expected 0 or greater; give another seed")
     if objectives > 1 and not algorithm.several_objectives:
@@ -192,6 +187,16 @@ def make_search(
             f"search algorithm {algorithm.name!r} takes one objective, not {objectives}; "
             "use 'cma' or 'gp', or combine the objectives into one by weights"
         )
+    return algorithm
+
+
+def make_search(settings: SearchSettings, dimension: int, objectives: int) -> Search:
+    """The search that `settings` name, over [0, 1]^dimension, before any call.
+
+    Raises what `check_settings` does, and MissingDependency where its library is not installed.
+    """
+    algorithm = check_settings(settings, objectives)
+    options = _options(algorithm, settings.options)
     if algorithm.library == "nevergrad":
         from evomerge.search.nevergrad import NevergradSearch
 
