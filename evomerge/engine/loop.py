@@ -21,7 +21,8 @@ from evomerge.ledger.results import front, vector
 from evomerge.ledger.store import Ledger
 from evomerge.recipe import Recipe
 from evomerge.scoring.objectives import Split
-from evomerge.search.base import Search, make_search
+from evomerge.search import make_search
+from evomerge.search.base import Search
 from evomerge.search.scalarise import chebyshev, weighted_sum
 
 ATTEMPTS = 3  # workers that may die with a candidate before it is given up

@@ -172,14 +172,16 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
 )
 
 
-def check_settings(settings: SearchSettings, objectives: int) -> Algorithm:
-    """The algorithm that `settings` name, if they can be used for so many objectives.
+def check_settings(
+    settings: SearchSettings, objectives: int
+) -> tuple[Algorithm, Mapping[str, OptionValue]]:
+    """The algorithm that `settings` name and all its options, if it takes so many objectives.
 
     Raises ConfigError for an unknown algorithm or option, a value out of range, or several
     objectives where the algorithm takes one.
     """
     algorithm = find_algorithm(settings.algorithm)
-    _options(algorithm, settings.options)
+    options = _options(algorithm, settings.options)
     if settings.seed < 0:
         raise ConfigError(f"search seed {settings.seed}: expected 0 or greater; give another seed")
     if objectives > 1 and not algorithm.several_objectives:
@@ -187,28 +189,7 @@ def check_settings(settings: SearchSettings, objectives: int) -> Algorithm:
             f"search algorithm {algorithm.name!r} takes one objective, not {objectives}; "
             "use 'cma' or 'gp', or combine the objectives into one by weights"
         )
-    return algorithm
-
-
-def make_search(settings: SearchSettings, dimension: int, objectives: int) -> Search:
-    """The search that `settings` name, over [0, 1]^dimension, before any call.
-
-    Raises what `check_settings` does, and MissingDependency where its library is not installed.
-    """
-    algorithm = check_settings(settings, objectives)
-    options = _options(algorithm, settings.options)
-    if algorithm.library == "nevergrad":
-        from evomerge.search.nevergrad import NevergradSearch
-
-        return NevergradSearch(algorithm.name, settings.seed, options, dimension, objectives)
-    if algorithm.library == "optuna":
-        from evomerge.search.optuna import OptunaSearch
-
-        return OptunaSearch(algorithm.name, settings.seed, options, dimension, objectives)
-    from evomerge.search.sampling import QmcSearch, RandomSearch
-
-    sampling = RandomSearch if algorithm.name == "random" else QmcSearch
-    return sampling(settings.seed, dimension)
+    return algorithm, options
 
 
 def find_algorithm(name: str) -> Algorithm:

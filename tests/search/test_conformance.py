@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from evomerge.search import testing
-from evomerge.search.base import ALGORITHMS, Search, SearchSettings, make_search
+from evomerge.search import make_search, testing
+from evomerge.search.base import ALGORITHMS, Search, SearchSettings
 
 HAS_CMAES = importlib.util.find_spec("cmaes") is not None
 SMALL = {"population": 8}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evomerge.search.base import SearchSettings, make_search
+from evomerge.search import make_search
+from evomerge.search.base import SearchSettings
 from evomerge.search.nevergrad import best_reference
 
 BOTH_CMA = pytest.mark.parametrize("algorithm", ["cma", "diagonal-cma"])

@@ -7,7 +7,8 @@ import logging
 import optuna
 import pytest
 
-from evomerge.search.base import Search, SearchSettings, make_search
+from evomerge.search import make_search
+from evomerge.search.base import Search, SearchSettings
 from evomerge.search.testing import apply, record, scores_of
 
 GP = SearchSettings("gp", 1, {"startup": 3})

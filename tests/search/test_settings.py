@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from evomerge.errors import ConfigError, IntegrityError, MissingDependency
-from evomerge.search.base import ALGORITHMS, SearchSettings, check_replay, make_search
+from evomerge.search import make_search
+from evomerge.search.base import ALGORITHMS, SearchSettings, check_replay
 
 
 def test_the_table_needs_none_of_the_libraries() -> None:

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from evomerge.errors import IntegrityError
-from evomerge.search.base import SearchSettings, make_search
+from evomerge.search import make_search
+from evomerge.search.base import SearchSettings
 from evomerge.search.scalarise import chebyshev, weighted_sum
 from evomerge.search.testing import Call, FakeSearch
 
 
 def test_proposals_do_not_depend_on_the_order_of_sets() -> None:
     code = """
-from evomerge.search.base import ALGORITHMS, SearchSettings, make_search
+from evomerge.search import make_search
+from evomerge.search.base import ALGORITHMS, SearchSettings
 from evomerge.search.testing import record
 for name in sorted(set(ALGORITHMS) - {"gp", "cma-es"}):
     print(name, record(make_search(SearchSettings(name, 1), 3, 2), 3, 2, asks=50))
