@@ -63,12 +63,3 @@ def matches(model: Any, asked: Sequence[items.Item], batch: int = 200) -> list[b
 def accuracy(model: Any, task: str, split: str, count: int) -> float:
     """Share of the first `count` items of the split that the model answers exactly."""
     return float(np.mean(matches(model, questions(task, split, count))))
-
-
-def by_form(model: Any, task: str, split: str, count: int) -> dict[str, float]:
-    """Accuracy of each question form."""
-    asked = questions(task, split, count)
-    found: dict[str, list[bool]] = {}
-    for one, right in zip(asked, matches(model, asked), strict=True):
-        found.setdefault(one.form, []).append(right)
-    return {form: float(np.mean(each)) for form, each in found.items()}

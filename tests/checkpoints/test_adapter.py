@@ -46,6 +46,24 @@ def test_delta_and_factors(make_adapter: Make) -> None:
     assert not adapter.is_idle(KEY)
 
 
+@pytest.mark.parametrize("rank", [8, 64, 256])
+def test_the_delta_does_not_depend_on_the_number_of_threads(make_adapter: Make, rank: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    stored = {
+        f"{DOWN}.lora_A.weight": torch.randn(rank, 1001, generator=generator),
+        f"{DOWN}.lora_B.weight": torch.randn(1000, rank, generator=generator),
+    }
+    adapter = open_adapter(make_adapter("a", stored, r=rank, lora_alpha=6))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = adapter.delta(KEY)
+        torch.set_num_threads(2)
+        assert torch.equal(adapter.delta(KEY), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("config", "scaling"),
     [

@@ -28,7 +28,8 @@ class RayPool:
     """``workers`` long-lived actors with the declared resources."""
 
     def __init__(self, experiment: Experiment) -> None:
-        if experiment.pool.address is None and "RAY_ADDRESS" not in os.environ:
+        self._alone = experiment.pool.address is None and "RAY_ADDRESS" not in os.environ
+        if self._alone:
             # Ray on Linux listens on every network interface. This switch, which it reads when it
             # is imported, keeps a cluster of one machine on the loopback interface.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -40,7 +41,7 @@ class RayPool:
         if self._owns_ray:
             ray.init(
                 address=experiment.pool.address,
-                include_dashboard=False if experiment.pool.address is None else None,
+                include_dashboard=False if self._alone else None,
                 log_to_driver=False,
                 logging_level="ERROR",
             )
@@ -104,7 +105,7 @@ class RayPool:
         pool = self._experiment.pool
         there = self._ray.cluster_resources()
         for name, each in (("CPU", pool.cpus), ("GPU", pool.gpus)):
-            if pool.address is None and each * pool.workers > there.get(name, 0):
+            if self._alone and each * pool.workers > there.get(name, 0):
                 self.close()
                 raise ConfigError(
                     f"pool: {pool.workers} workers with {each:g} {name} each need "
