@@ -1,18 +1,20 @@
 """Merge methods: pure functions over tensors, registered by name (see ``registry``)."""
 
-from evomerge.methods import dare, linear, slerp, task_arithmetic, ties
-from evomerge.methods.registry import Context, Method, Parameter, all_methods, get_method, register
+from evomerge.methods import elementwise, optimised, spectral, spherical, statistics
+from evomerge.methods.context import Context, Factors
+from evomerge.methods.registry import Method, Parameter, all_methods, get_method, register
 
 __all__ = [
     "Context",
+    "Factors",
     "Method",
     "Parameter",
     "all_methods",
-    "dare",
+    "elementwise",
     "get_method",
-    "linear",
+    "optimised",
     "register",
-    "slerp",
-    "task_arithmetic",
-    "ties",
+    "spectral",
+    "spherical",
+    "statistics",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evomerge.methods.registry import Context
+from evomerge.methods.context import Context
 
 if TYPE_CHECKING:
     import torch

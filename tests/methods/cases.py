@@ -50,16 +50,24 @@ def run(
     **values: Any,
 ) -> torch.Tensor:
     """Calls a method as its callers do: defaults filled in, one value an expert where declared."""
+    filled = fill(method, len(experts), **values)
+    return method.merge(base, experts, where or context(len(experts)), filled)
+
+
+def fill(method: Method, count: int, **values: Any) -> dict[str, Any]:
+    """The values with the method's defaults beside them, one an expert where declared."""
     filled: dict[str, Any] = {}
     for p in method.parameters:
         value = values.pop(p.name, p.default)
         if p.switch:
             value = bool(value)
         elif p.per_expert and not isinstance(value, tuple):
-            value = (value,) * len(experts)
+            value = (value,) * count
+        elif p.integer:
+            value = int(value)
         filled[p.name] = value
     assert not values, f"not parameters of {method.name}: {sorted(values)}"
-    return method.function(base, experts, where or context(len(experts)), **filled)
+    return filled
 
 
 def f64(tensor: torch.Tensor) -> Array:

@@ -161,7 +161,7 @@ def test_a_misspelt_parameter_names_the_nearest() -> None:
 def test_a_name_is_given_once() -> None:
     taken = all_methods()[0]
     decorate = register(
-        taken.name, family="x", formula="x", source="x", parameters=[], plain=lambda weights: None
+        taken.name, family="elementwise", formula="x", source="x", cost="x", parameters=[]
     )
     with pytest.raises(ValueError, match="registered twice"):
         decorate(taken.function)

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from evomerge.methods import Context, dare, get_method, slerp
-from evomerge.methods.linear import weighted_sum
+from evomerge.methods import Context, get_method, numerics
+from evomerge.methods.elementwise import dare
+from evomerge.methods.elementwise.linear import weighted_sum
 from tests.methods.cases import TALL, WIDE, close, context, draw, f64, run
 
 # parameters under which a method is θ₀ + Σ wᵢ τᵢ, so that a single weight of 1 is that expert
@@ -192,7 +193,7 @@ def test_dot_has_the_same_bits_for_every_number_of_threads(size: int) -> None:
         found = set()
         for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
-            found.add(slerp.dot(a, b).hex())
+            found.add(numerics.dot(a, b).hex())
     finally:
         torch.set_num_threads(before)
     assert len(found) == 1
@@ -202,9 +203,9 @@ def test_dot_has_the_same_bits_for_every_number_of_threads(size: int) -> None:
 
 def test_dot_is_cut_into_chunks_without_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = torch.randn(2, 3 * 4096 + 5, generator=torch.Generator().manual_seed(0))
-    whole = slerp.dot(a, b)
-    monkeypatch.setattr(slerp, "_CHUNK", 4096)
-    assert slerp.dot(a, b) == whole
+    whole = numerics.dot(a, b)
+    monkeypatch.setattr(numerics, "_CHUNK", 4096)
+    assert numerics.dot(a, b) == whole
 
 
 def test_a_weighted_sum_of_nothing_is_zero_and_its_own() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evomerge.methods.linear import weighted_sum
-from evomerge.methods.registry import Context, Parameter, register
+from evomerge.methods.context import Context
+from evomerge.methods.elementwise.linear import weighted_sum
+from evomerge.methods.registry import Parameter, register
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +23,10 @@ SCALE = Parameter("scale", "factor on the merged task vector", 1.0, 0.0, 2.0)
     family="elementwise",
     formula="θ = θ₀ + λ Σ wᵢ τᵢ,  τᵢ = θᵢ − θ₀",
     source="Ilharco et al. 2023, Editing models with task arithmetic (arXiv 2212.04089), section 2",
+    cost="one pass",
     parameters=[WEIGHT, SCALE],
     plain=lambda weights: {"weight": weights, "scale": 1.0},
+    exact=True,
 )
 def task_arithmetic(
     base: torch.Tensor,

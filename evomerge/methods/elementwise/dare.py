@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evomerge.methods.linear import weighted_sum
+from evomerge.methods.context import Context
+from evomerge.methods.elementwise.linear import weighted_sum
+from evomerge.methods.elementwise.task_arithmetic import SCALE, WEIGHT, task_vectors
+from evomerge.methods.elementwise.ties import NORMALISE, disjoint_merge, plain_ties
+from evomerge.methods.elementwise.ties import WEIGHT as TIES_WEIGHT
 from evomerge.methods.masks import mask_key, random_keep
-from evomerge.methods.registry import Context, Parameter, register
-from evomerge.methods.task_arithmetic import SCALE, WEIGHT, task_vectors
-from evomerge.methods.ties import NORMALISE, disjoint_merge, plain_ties
-from evomerge.methods.ties import WEIGHT as TIES_WEIGHT
+from evomerge.methods.registry import Parameter, register
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,10 @@ _SOURCE = (
     family="elementwise",
     formula="θ = θ₀ + λ Σ wᵢ mᵢ ⊙ τᵢ / dᵢ,  mᵢ ~ Bernoulli(dᵢ)",
     source=_SOURCE,
+    cost="one pass",
     parameters=[WEIGHT, DENSITY, SCALE],
     plain=lambda weights: {"weight": weights, "density": 1.0, "scale": 1.0},
+    exact=True,
 )
 def dare_linear(
     base: torch.Tensor,
@@ -52,8 +55,10 @@ def dare_linear(
     formula="θ = θ₀ + λ Σ_{i agrees} wᵢ τ̂ᵢ / Σ_{i agrees} |wᵢ|,  τ̂ᵢ = mᵢ ⊙ τᵢ / dᵢ,  "
     "mᵢ ~ Bernoulli(dᵢ)",
     source=_SOURCE + "; then the sign election and disjoint merge of TIES (arXiv 2306.01708)",
+    cost="one pass",
     parameters=[TIES_WEIGHT, DENSITY, SCALE, NORMALISE],
     plain=plain_ties,
+    exact=True,
 )
 def dare_ties(
     base: torch.Tensor,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from evomerge.methods.context import Context
+from evomerge.methods.elementwise.task_arithmetic import SCALE, task_vectors
 from evomerge.methods.masks import trim
-from evomerge.methods.registry import Context, Parameter, register, single_expert
-from evomerge.methods.task_arithmetic import SCALE, task_vectors
+from evomerge.methods.registry import Parameter, register, single_expert
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,10 @@ NORMALISE = Parameter(
     "sign elected by Σ wᵢ τ̂ᵢ",
     source="Yadav et al. 2023, TIES-Merging (arXiv 2306.01708), algorithm 1; variant: trim per "
     "tensor, weights folded in before the election, sign(0) = +",
+    cost="one pass, and one selection an expert",
     parameters=[WEIGHT, DENSITY, SCALE, NORMALISE],
     plain=lambda weights: plain_ties(weights),
+    exact=True,
 )
 def ties(
     base: torch.Tensor,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evomerge.errors import CandidateError
-from evomerge.methods.registry import Context, Parameter, register
+from evomerge.methods.context import Context
+from evomerge.methods.registry import Parameter, register
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +22,11 @@ WEIGHT = Parameter(
     family="elementwise",
     formula="θ = Σ wᵢ θᵢ / Σ wᵢ",
     source="Wortsman et al. 2022, Model soups (arXiv 2203.05482), uniform and weighted soup",
+    cost="one pass",
     parameters=[WEIGHT],
     plain=lambda weights: {"weight": weights} if abs(sum(weights) - 1) < 1e-12 else None,
+    exact=True,
+    shares=True,
 )
 def linear(
     base: torch.Tensor,

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evomerge.methods.linear import weighted_sum
-from evomerge.methods.registry import Context, Parameter, register
+from evomerge.methods.context import Context
+from evomerge.methods.elementwise.linear import weighted_sum
+from evomerge.methods.numerics import dot
+from evomerge.methods.registry import Parameter, register
 
 if TYPE_CHECKING:
     import torch
 
 _NEARLY_PARALLEL = 0.9995  # above this cosine sin Ω is too small to divide by: interpolate linearly
-_ROW = 4096
-_CHUNK = 256 * _ROW
 
 
 @register(
@@ -23,8 +23,10 @@ _CHUNK = 256 * _ROW
     formula="θ = sin((1−t)Ω)/sin Ω · θₐ + sin(tΩ)/sin Ω · θ_b,  cos Ω = ⟨θₐ, θ_b⟩ / ‖θₐ‖‖θ_b‖",
     source="Shoemake 1985, Animating rotation with quaternion curves, section 3.3; variant: each "
     "tensor as one vector, lengths kept (not normalised), linear where |cos Ω| > 0.9995",
+    cost="two passes",
     parameters=[Parameter("t", "0 gives the first model, 1 the second", 0.5, 0.0, 1.0)],
     plain=lambda weights: _ends(weights),
+    exact=True,
     max_experts=2,
     ordered=True,
 )
@@ -48,19 +50,3 @@ def _ends(weights: tuple[float, ...]) -> dict[str, float | tuple[float, ...]] | 
     """The two ends of the arc; with one expert it starts at the base."""
     arc = (1 - sum(weights), *weights) if len(weights) == 1 else weights
     return {"t": arc[1]} if arc in ((1.0, 0.0), (0.0, 1.0)) else None
-
-
-def dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    """``⟨a, b⟩`` in float64, the same bits for every number of threads.
-
-    A plain sum is cut at thread boundaries, so that its last bits depend on the machine's load;
-    here rows of fixed length are summed, and the rows' sums are added exactly.
-    """
-    a, b = a.flatten(), b.flatten()
-    sums: list[float] = []
-    for start in range(0, a.numel(), _CHUNK):
-        product = a[start : start + _CHUNK].double() * b[start : start + _CHUNK].double()
-        whole = product.numel() // _ROW * _ROW
-        sums += product[:whole].view(-1, _ROW).sum(dim=1).tolist()
-        sums += product[whole:].tolist()
-    return math.fsum(sums)

@@ -1,0 +1,1 @@
+"""Methods that minimise the interference between task vectors, without data."""

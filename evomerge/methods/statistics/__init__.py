@@ -1,0 +1,1 @@
+"""Methods that need statistics of the experts: activations, gradients or optimiser states."""
