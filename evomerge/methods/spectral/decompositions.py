@@ -1,0 +1,88 @@
+"""Singular values and vectors in float64, with fixed signs, and what counts as numerically zero."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_FLOAT32_EPS = 2.0**-23
+
+
+def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Thin SVD ``matrix = u @ diag(s) @ vh``, float64, ``s`` descending.
+
+    ``u`` is (m, q), ``vh`` (q, n), q = min(m, n). Signs are fixed: each left vector's entry of
+    largest magnitude is positive.
+    """
+    import torch
+
+    matrix = matrix.double()
+    m, n = matrix.shape
+    if n > m:
+        v, s, uh = _tall(matrix.T)
+        u, vh = uh.T, v.T
+    else:
+        u, s, vh = _tall(matrix)
+    if not s.numel():
+        return u, s, vh
+    largest = u.gather(0, u.abs().argmax(dim=0, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
+    return u * signs, s, vh * signs.T
+
+
+def _tall(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """LAPACK's SVD of a matrix with no more columns than rows.
+
+    Where it is much taller than wide, the triangular factor of a QR decomposition is decomposed
+    instead: some three times as fast.
+    """
+    import torch
+
+    m, n = matrix.shape
+    if m < 2 * n:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return u, s, vh
+    q, r = torch.linalg.qr(matrix)
+    u, s, vh = torch.linalg.svd(r, full_matrices=False)
+    return q @ u, s, vh
+
+
+def rank_of(s: torch.Tensor, shape: tuple[int, int]) -> int:
+    """How many of the descending singular values ``s`` count as more than rounding noise.
+
+    Those above ``max(shape) · 2⁻²³ · s[0]``: the usual rule, with the precision of the *weights*.
+    A LoRA product that was added to float32 weights is of full rank only by the rounding of the
+    sum, which stays below this threshold as long as the task vector is not some thousand times
+    smaller than the weights; so it gets the rank that its factors have. ``shape`` is the shape of
+    the weight itself, also where ``s`` comes from smaller cores. Experts stored in bfloat16 keep
+    the rounding of that format as genuine singular values.
+    """
+    if not s.numel():
+        return 0
+    return int((s > max(shape) * _FLOAT32_EPS * s[0]).sum())
+
+
+def truncate(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    """The nearest matrix of at most that rank, float64: the leading singular triples.
+
+    Where the values at the cut are equal, which of them stay is left to LAPACK.
+    """
+    if rank >= min(matrix.shape):
+        return matrix.double()
+    u, s, vh = svd(matrix)
+    return u[:, :rank] * s[:rank] @ vh[:rank]
+
+
+def polar(matrix: torch.Tensor, shape: tuple[int, int] | None = None) -> torch.Tensor:
+    """The orthonormal factor ``u @ vh`` of the numerical rank, float64.
+
+    For a matrix of full column rank it is the nearest matrix with orthonormal columns. Directions
+    of singular value zero are left out: LAPACK would fill them with arbitrary ones. ``shape`` is
+    passed on to ``rank_of``; the matrix's own if it is not given.
+    """
+    u, s, vh = svd(matrix)
+    m, n = matrix.shape
+    rank = rank_of(s, shape or (m, n))
+    return u[:, :rank] @ vh[:rank]
