@@ -2,6 +2,8 @@
 
 base: org/base-model                     # a path, a hub name, or zoo:...
 experts: {math: org/math-model, code: ./code-lora}
+directions: {wudi: {method: wudi}}       # optional: merges to search over in place of the experts
+statistics: ./calibration                # optional: what `evomerge calibrate` wrote
 space: layerwise-task-arithmetic         # a name, a file, or written inline
 objectives: [zoo/vqa, ./my-task]         # names, folders, or written inline
 optimise: {maximise: [mean, min]}        # what the front is over
@@ -21,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from evomerge.content import find
 from evomerge.documents import Document, did_you_mean, read_yaml, validate
 from evomerge.errors import ConfigError
+from evomerge.recipe import Group
 from evomerge.space import SpaceSpec
 
 AGGREGATES = ("mean", "min")
@@ -136,12 +139,32 @@ class PoolConfig(_Model):
         return self
 
 
+class Direction(_Model):
+    """A static merge whose result is searched over as if it were an expert.
+
+    It merges ``experts`` (all of the experiment's by default) on the tensors that the space moves,
+    with the method's defaults where ``parameters`` gives nothing.
+    """
+
+    method: str
+    experts: tuple[str, ...] | None = None
+    parameters: tuple[Group, ...] | None = None
+    seed: int = 0
+
+
 class Experiment(_Model):
-    """A search as a user declares it; names are resolved, nothing is opened yet."""
+    """A search as a user declares it; names are resolved, nothing is opened yet.
+
+    With ``directions`` the space's coefficients are those of the directions, and the experts are
+    only compared with. ``made`` is the folder in which the directions were written.
+    """
 
     name: str
     base: str
     experts: dict[str, str] = Field(min_length=1)
+    directions: dict[str, Direction] = {}
+    statistics: str | None = None
+    made: str | None = None
     space: SpaceSpec
     objectives: tuple[dict[str, Any], ...] = Field(min_length=1)
     optimise: Optimise
@@ -150,9 +173,14 @@ class Experiment(_Model):
     backend: BackendConfig = BackendConfig()
     pool: PoolConfig = PoolConfig()
 
+    def _changing(self) -> set[str]:
+        """No part of what a study is; unused newer fields too, as older ledgers lack them."""
+        unused = {name for name in ("directions", "statistics") if not getattr(self, name)}
+        return {"name", "budget", "pool", "made", *unused}
+
     def identity(self) -> dict[str, Any]:
         """The experiment without what may change between two sessions of one study."""
-        return self.model_dump(mode="json", exclude={"name", "budget", "pool"})
+        return self.model_dump(mode="json", exclude=self._changing())
 
 
 class _File(_Model):
@@ -160,6 +188,8 @@ class _File(_Model):
 
     base: str
     experts: dict[str, str] = Field(min_length=1)
+    directions: dict[str, Direction] = {}
+    statistics: str | None = None
     space: str | SpaceSpec
     objectives: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     optimise: Optimise
@@ -168,6 +198,19 @@ class _File(_Model):
     backend: BackendConfig = BackendConfig()
     pool: PoolConfig = PoolConfig()
     summary: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> _File:
+        for name, direction in self.directions.items():
+            if name in self.experts:
+                raise ValueError(f"direction {name!r} has the name of an expert; give it another")
+            for expert in direction.experts or ():
+                if expert not in self.experts:
+                    raise ValueError(
+                        f"direction {name!r} names expert {expert!r}; "
+                        f"{did_you_mean(expert, list(self.experts))}"
+                    )
+        return self
 
 
 def load_experiment(reference: str | Path) -> Experiment:
@@ -184,6 +227,8 @@ def load_experiment(reference: str | Path) -> Experiment:
         name=folder.resolve().name if path.name == "experiment.yaml" else path.stem,
         base=_source(written.base, folder),
         experts={name: _source(ref, folder) for name, ref in written.experts.items()},
+        directions=written.directions,
+        statistics=written.statistics and _source(written.statistics, folder),
         space=load_space(written.space, folder),
         objectives=tuple(_objective(o, folder) for o in written.objectives),
         **{

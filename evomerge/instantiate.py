@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, overload
 
+from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.catalog import fingerprint
 from evomerge.checkpoints.digest import combine
-from evomerge.checkpoints.layout import layout
+from evomerge.checkpoints.layout import Place, layout
+from evomerge.checkpoints.open import Checkpoint
 from evomerge.checkpoints.sources import Expert, Sources, open_sources
+from evomerge.checkpoints.statistics import Statistics, open_statistics
 from evomerge.errors import CandidateError, CheckpointError
-from evomerge.methods import Context, get_method
-from evomerge.recipe import Group, Recipe, group_values, select
+from evomerge.methods import Context, Factors, get_method
+from evomerge.recipe import Group, Merged, Recipe, Source, group_values, select
 
 if TYPE_CHECKING:
     import torch
@@ -22,17 +25,116 @@ FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloa
 
 
 @dataclass(frozen=True)
+class MergedExpert:
+    """An expert that is itself a merge; its weights are those before the last rounding."""
+
+    merge: Merge
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The base's names of the tensors that the merge moves."""
+        return frozenset(self.merge.moved)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The weight by the base's name: float32, the base's shape, the caller's own."""
+        return self.merge.merged(name).float().clone()
+
+    def factors(self, name: str) -> Factors | None:
+        """None: of a merge no low rank is known."""
+        return None
+
+
+class Lazy(Sequence["torch.Tensor"]):
+    """Tensors that are read when they are first asked for, and kept."""
+
+    def __init__(self, read: Sequence[Callable[[], torch.Tensor]]) -> None:
+        self._read = read
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[torch.Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> torch.Tensor | list[torch.Tensor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        if at not in self._kept:
+            self._kept[at] = self._read[at]()
+        return self._kept[at]
+
+
+@dataclass(frozen=True)
 class Merge:
-    """A recipe bound to its opened sources: knows which tensors it moves, and makes them."""
+    """A recipe bound to its opened sources: knows which tensors it moves, and makes them.
+
+    ``sources`` hold the base and the recipe's experts that are checkpoints. What else the recipe
+    names (experts that are merges themselves, an anchor, statistics) is opened when it is needed.
+    """
 
     recipe: Recipe
     sources: Sources
     device: str = "cpu"
 
     @cached_property
-    def experts(self) -> dict[str, Expert]:
+    def experts(self) -> dict[str, Expert | MergedExpert]:
         """The recipe's experts in the order in which the method gets them."""
-        return {name: self.sources.experts[name] for name in self.recipe.order()}
+        return {
+            name: self._ingredient(self.recipe.experts[name], name) for name in self.recipe.order()
+        }
+
+    @cached_property
+    def anchor(self) -> Expert | MergedExpert | None:
+        """The model that the recipe names as anchor."""
+        named = self.recipe.anchor
+        if isinstance(named, Source):
+            opened = open_sources(self.recipe.base.path, {"anchor": named.path}).experts["anchor"]
+            check_fingerprint("anchor", named, opened.weights)
+            return opened
+        return None if named is None else self._ingredient(named, "anchor")
+
+    @cached_property
+    def statistics(self) -> Statistics | None:
+        """The statistics that the recipe names."""
+        named = self.recipe.statistics
+        if named is None:
+            return None
+        opened = open_statistics(named.path)
+        if named.sha256 is not None and opened.fingerprint != named.sha256:
+            raise CheckpointError(
+                f"the statistics in {named.path} have sha256 {opened.fingerprint}, the recipe "
+                f"expects {named.sha256}; use the original ones or remove the sha256"
+            )
+        return opened
+
+    def _ingredient(self, named: Source | Merged, name: str) -> Expert | MergedExpert:
+        if isinstance(named, Source):
+            return self.sources.experts[name]
+        made = open_merge(named.merge, self.device)
+        if fingerprint(made.sources.base) != fingerprint(self.sources.base):
+            raise CheckpointError(
+                f"the merge {name!r} has the base {named.merge.base.path}, which is another model "
+                f"than {self.recipe.base.path}; merges within a recipe share its base"
+            )
+        return MergedExpert(made)
+
+    @cached_property
+    def _places(self) -> dict[str, Place]:
+        return layout(self.sources.base.tensors)
+
+    @cached_property
+    def _blocks(self) -> dict[str, int]:
+        """Number of blocks of each tower."""
+        found: dict[str, int] = {}
+        for place in self._places.values():
+            if place.block is not None:
+                found[place.tower] = max(found.get(place.tower, 0), place.block + 1)
+        return found
 
     @cached_property
     def moved(self) -> dict[str, Group]:
@@ -43,7 +145,7 @@ class Merge:
         """
         tensors = self.sources.base.tensors
         changed = frozenset().union(*(e.changed for e in self.experts.values()))
-        selected = select(self.recipe, layout(tensors))
+        selected = select(self.recipe, self._places)
         tied = self.sources.tied
         groups = {name: selected.get(tied.get(name, name)) for name in tensors}
         return {
@@ -69,7 +171,24 @@ class Merge:
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor of the merged model in its output dtype, on the merge's device.
 
-        Arithmetic is float32 with one rounding at the end.
+        Arithmetic is float32 or wider with one rounding at the end.
+
+        Raises:
+            CandidateError: the result is not finite.
+        """
+        name = self.sources.tied.get(name, name)
+        if name not in self.moved and not self._casts(name):
+            return self.sources.base.read(name).to(self.device)
+        merged = self.merged(name).to(self.dtype(name))
+        if not merged.isfinite().all():
+            raise CandidateError(f"the merged {name} has a value that is not finite in its dtype")
+        return merged
+
+    def merged(self, name: str, values: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """One tensor of the merged model before it is rounded: float32, or as the base has it.
+
+        ``values`` replace the recipe's own parameters of this tensor. They may be 0-d tensors, so
+        that gradients flow to them.
 
         Raises:
             CandidateError: the result is not finite.
@@ -77,22 +196,59 @@ class Merge:
         name = self.sources.tied.get(name, name)
         base = self.sources.base.read(name).to(self.device)
         if name not in self.moved:
-            if not self._casts(name):
-                return base
-            merged = base
-        else:
-            method = get_method(self.recipe.method)
-            experts = tuple(self.experts)
-            merged = method.function(
-                base.float(),
-                [expert.read(name).to(self.device) for expert in self.experts.values()],
-                Context(tensor=name, experts=experts, seed=self.recipe.seed),
-                **group_values(method, self.moved[name], experts),
-            )
-        merged = merged.to(self.dtype(name))
-        if not merged.isfinite().all():
-            raise CandidateError(f"the merged {name} has a value that is not finite in its dtype")
-        return merged
+            return base
+        method = get_method(self.recipe.method)
+        experts = tuple(self.experts)
+        if values is None:
+            values = group_values(method, self.moved[name], experts)
+        read = [partial(self._read, expert, name) for expert in self.experts.values()]
+        return method.merge(base.float(), Lazy(read), self.context(name), values)
+
+    def extra(self, name: str) -> dict[str, torch.Tensor]:
+        """What the method gives beside a merged tensor, such as masks for each task."""
+        method = get_method(self.recipe.method)
+        if method.extra is None or name not in self.moved:
+            return {}
+        read = [partial(self._read, expert, name) for expert in self.experts.values()]
+        base = self.sources.base.read(name).to(self.device).float()
+        values = group_values(method, self.moved[name], tuple(self.experts))
+        return dict(method.extra(base, Lazy(read), self.context(name), **values))
+
+    def context(self, name: str) -> Context:
+        """What the method is told about a tensor of the base."""
+        place, statistics, anchor = self._places[name], self.statistics, self.anchor
+        return Context(
+            tensor=name,
+            experts=tuple(self.experts),
+            seed=self.recipe.seed,
+            module=place.module,
+            block=place.block,
+            blocks=self._blocks.get(place.tower, 0),
+            factors=self._factors(name),
+            lookup=(
+                (lambda kind, source: self._statistic(statistics, kind, source, name))
+                if statistics is not None
+                else None
+            ),
+            anchor=None if anchor is None else (lambda: self._read(anchor, name)),
+        )
+
+    def _read(self, expert: Expert | MergedExpert, name: str) -> torch.Tensor:
+        return expert.read(name).to(self.device)
+
+    def _statistic(
+        self, statistics: Statistics, kind: str, source: str, name: str
+    ) -> torch.Tensor | None:
+        found = statistics.read(kind, source, name)
+        return None if found is None else found.to(self.device)
+
+    def _factors(self, name: str) -> tuple[Factors, ...] | None:
+        found = [expert.factors(name) for expert in self.experts.values()]
+        if any(f is None for f in found) or not any(f is not None and f.b.numel() for f in found):
+            return None
+        return tuple(
+            Factors(f.b.to(self.device), f.a.to(self.device)) for f in found if f is not None
+        )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that is not as the base's files hold it, in their order.
@@ -125,18 +281,18 @@ def open_merge(recipe: Recipe, device: str = "cpu") -> Merge:
     Raises:
         CheckpointError: a source is missing, damaged, incompatible, or not the one meant.
     """
-    sources = open_sources(recipe.base.path, {n: s.path for n, s in recipe.experts.items()})
-    check_fingerprints(recipe, sources)
+    files = {n: s for n, s in recipe.experts.items() if isinstance(s, Source)}
+    sources = open_sources(recipe.base.path, {n: s.path for n, s in files.items()})
+    check_fingerprint("base", recipe.base, sources.base)
+    for name, source in files.items():
+        check_fingerprint(name, source, sources.experts[name].weights)
     return Merge(recipe, sources, device)
 
 
-def check_fingerprints(recipe: Recipe, sources: Sources) -> None:
+def check_fingerprint(name: str, source: Source, opened: Checkpoint | Adapter) -> None:
     """CheckpointError if a source is not the one whose sha256 the recipe gives."""
-    opened = {"base": sources.base, **{n: e.weights for n, e in sources.experts.items()}}
-    wanted = {"base": recipe.base, **recipe.experts}
-    for name, source in wanted.items():
-        if source.sha256 is not None and (found := fingerprint(opened[name])) != source.sha256:
-            raise CheckpointError(
-                f"{source.path} ({name}) has content sha256 {found}, the recipe expects "
-                f"{source.sha256}; use the original checkpoint or remove the sha256"
-            )
+    if source.sha256 is not None and (found := fingerprint(opened)) != source.sha256:
+        raise CheckpointError(
+            f"{source.path} ({name}) has content sha256 {found}, the recipe expects "
+            f"{source.sha256}; use the original checkpoint or remove the sha256"
+        )

@@ -16,6 +16,17 @@ A static merge, a candidate of a search and an exported checkpoint are all a Rec
     dtype: bfloat16                                 # or base: every tensor keeps the base's dtype
 
 Tensors that no entry selects stay at base. A tensor that two entries select is an error.
+
+An expert may itself be a merge of the same base, written inline or as the name of a recipe file,
+so that a method can work on what another one made (LiNeS scales any merge by depth, and task
+arithmetic over merges mixes methods)::
+
+    experts:
+      ties: {merge: ties.yaml}
+      average: {merge: {experts: {math: ..., code: ...}, method: linear, parameters: [...]}}
+
+Two more entries serve single methods: ``statistics``, a directory that ``evomerge calibrate``
+wrote, and ``anchor``, a checkpoint or a merge that Bayesian merging stays near.
 """
 
 from __future__ import annotations
@@ -36,7 +47,8 @@ from evomerge.errors import ConfigError
 from evomerge.methods import Method, Parameter, get_method
 
 DType = Literal["base", "float32", "float16", "bfloat16"]
-Value = float | tuple[float, ...] | bool  # of one parameter: shared, one an expert, or a switch
+# of one parameter: shared (a whole number if it is an integer), one an expert, or a switch
+Value = float | int | tuple[float, ...] | bool
 
 
 class Source(BaseModel):
@@ -51,6 +63,14 @@ class Source(BaseModel):
     @classmethod
     def _plain_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+
+class Merged(BaseModel):
+    """A model that is itself a merge; it takes the base of the recipe around it if it names none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    merge: Recipe
 
 
 class Group(BaseModel):
@@ -78,11 +98,25 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: Source
-    experts: dict[str, Source]
+    experts: dict[str, Source | Merged]
     method: str
     parameters: tuple[Group, ...]
     seed: int = 0
     dtype: DType = "base"
+    anchor: Source | Merged | None = None
+    statistics: Source | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, data: Any) -> Any:
+        """Inner merges without a base get this one's."""
+        if not isinstance(data, dict) or "base" not in data:
+            return data
+        inner = [*(data.get("experts") or {}).values(), data.get("anchor")]
+        for entry in inner:
+            if isinstance(entry, dict) and isinstance(entry.get("merge"), dict):
+                entry["merge"].setdefault("base", data["base"])
+        return data
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -91,6 +125,12 @@ class Recipe(BaseModel):
             method = get_method(self.method)
             if self.parameters:
                 check_experts(method, list(self.experts))
+            missing = method.statistics + method.base_statistics
+            if missing and self.statistics is None and self.parameters:
+                raise ConfigError(
+                    f"method {self.method!r} needs statistics ({', '.join(missing)}); collect them "
+                    f"with `evomerge calibrate` and add `statistics: DIRECTORY`"
+                )
             for index, group in enumerate(self.parameters):
                 at = ("parameters", index)
                 group_values(method, group, self.order())
@@ -115,9 +155,40 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         ConfigError: names file, line and remedy.
     """
-    recipe = validate(Recipe, read_yaml(path))
-    experts = {name: _local(source, path.parent) for name, source in recipe.experts.items()}
-    return recipe.model_copy(update={"base": _local(recipe.base, path.parent), "experts": experts})
+    document = read_yaml(path)
+    _load_inner(document.data, path.parent)
+    return localised(validate(Recipe, document), path.parent)
+
+
+def _load_inner(data: Any, folder: Path) -> None:
+    """Puts the recipe files that experts and anchor name in place of their names."""
+    if not isinstance(data, dict):
+        return
+    experts = data.get("experts")
+    for entry in [*(experts.values() if isinstance(experts, dict) else ()), data.get("anchor")]:
+        if isinstance(entry, dict) and isinstance(entry.get("merge"), str):
+            inner = load_recipe((folder / entry["merge"]).expanduser())
+            entry["merge"] = inner.model_dump(exclude_none=True)
+        elif isinstance(entry, dict):
+            _load_inner(entry.get("merge"), folder)
+
+
+def localised(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the paths that exist in ``folder`` made absolute, inner merges included."""
+
+    def local(source: Source | Merged) -> Source | Merged:
+        if isinstance(source, Merged):
+            return Merged(merge=localised(source.merge, folder))
+        return _local(source, folder)
+
+    return recipe.model_copy(
+        update={
+            "base": _local(recipe.base, folder),
+            "experts": {name: local(source) for name, source in recipe.experts.items()},
+            "anchor": recipe.anchor and local(recipe.anchor),
+            "statistics": recipe.statistics and _local(recipe.statistics, folder),
+        }
+    )
 
 
 def _local(source: Source, folder: Path) -> Source:
@@ -154,6 +225,8 @@ def _value(parameter: Parameter, given: Any, experts: tuple[str, ...], at: str) 
         if given not in (True, False):
             raise ConfigError(f"{where}: expected true or false, found {given!r}")
         return bool(given)
+    if parameter.integer:
+        return _whole(given, where)
     if not parameter.per_expert:
         return _number(given, where)
     if not isinstance(given, Mapping):
@@ -175,6 +248,13 @@ def _number(given: Any, where: str) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
         raise ConfigError(f"{where}: expected a finite number, found {given!r}")
     return float(given)
+
+
+def _whole(given: Any, where: str) -> int:
+    number = _number(given, where)
+    if number != int(number):
+        raise ConfigError(f"{where}: expected a whole number, found {given!r}")
+    return int(number)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ A space file declares a method, how the tensors are grouped, and which parameter
 ``depth`` is ``each`` (every block its own group) or a number of groups of consecutive blocks; a
 list inside ``modules`` joins module kinds into one group. A gene's ``per`` says what it is drawn
 for: ``expert``, ``group``, both, or nothing (one value for all). ``log: true`` searches on a
-logarithmic scale. ``anchors: A`` (with ``per: [group]``) searches A values spread over the depth
+logarithmic scale; a parameter that is a whole number is rounded. ``anchors: A`` (with ``per: [group]``) searches A values spread over the depth
 and interpolates linearly between them. A parameter that is not mentioned has its method's default.
 """
 
@@ -172,6 +172,7 @@ class Space:
     experts: Mapping[str, Source]
     cells: tuple[Cell, ...]
     seed: int = 0
+    statistics: Source | None = None
     genes: tuple[Gene, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -216,6 +217,7 @@ class Space:
             ),
             seed=self.seed,
             dtype=self.spec.dtype,
+            statistics=self.statistics,
         )
 
     def plain(self, weights: Mapping[str, float]) -> Genome | None:
@@ -275,7 +277,9 @@ class Space:
         spec = self.spec.genes.get(name)
         parameter = self._method.parameter(name)
         value = parameter.default if spec is None or spec.fixed is None else spec.fixed
-        return bool(value) if parameter.switch else value
+        if isinstance(value, Mapping):
+            return value
+        return bool(value) if parameter.switch else int(value) if parameter.integer else value
 
     def _experts_of(self, name: str) -> list[str | None]:
         return list(self.experts) if "expert" in self._searched[name].per else [None]
@@ -300,7 +304,10 @@ class Space:
         if name not in self._searched:
             return self._fixed(name)
         by_expert = {e: self._one(name, e, cell, values) for e in self._experts_of(name)}
-        return by_expert.get(None, by_expert)
+        if None not in by_expert:
+            return by_expert
+        shared = by_expert[None]
+        return round(shared) if self._method.parameter(name).integer else shared
 
     def _one(self, name: str, expert: str | None, cell: Cell, values: Mapping[str, float]) -> float:
         spec = self._searched[name]
@@ -335,6 +342,7 @@ def bind(
     places: Mapping[str, Place],
     changed: frozenset[str],
     seed: int = 0,
+    statistics: Source | None = None,
 ) -> Space:
     """Fits a space to a base (its layout) and its experts (the tensors that any of them changes).
 
@@ -362,7 +370,7 @@ def bind(
             f"{', '.join(spec.groups.towers)} with its modules; they change: "
             f"{', '.join(found) or 'nothing at all'}"
         )
-    return Space(spec, base, experts, tuple(cells), seed)
+    return Space(spec, base, experts, tuple(cells), seed, statistics)
 
 
 def _column(

@@ -25,6 +25,7 @@ from evomerge.checkpoints.fit import (
 from evomerge.checkpoints.layout import canonical
 from evomerge.checkpoints.open import Checkpoint, is_adapter, open_checkpoint, resolve
 from evomerge.errors import CheckpointError, InputError
+from evomerge.methods import Factors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +74,27 @@ class Expert:
         source = self._base.read(name) if whole is None else self.weights.read(whole)
         start = source.to(torch.float32, copy=True)
         return start.add_(self.weights.delta(key)) if key in self.weights.modules else start
+
+
+    def factors(self, name: str) -> Factors | None:
+        """The task vector of a matrix as a product of low rank, or None if it is none.
+
+        A tensor that the expert leaves at base has factors of rank 0, also in a full checkpoint.
+        """
+        import torch
+
+        shape = self._base.tensors[name].shape
+        if len(shape) != 2:
+            return None
+        if name not in self.changed:
+            return Factors(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
+        if isinstance(self.weights, Checkpoint):
+            return None
+        key = canonical(name)
+        if key not in self.weights.modules or key in self.weights.replaced:
+            return None
+        a, b, scaling = self.weights.factors(key)
+        return Factors(b * scaling, a)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def _override(
 
 
 def _search(experiment: Experiment, directory: Path, console: Console) -> None:
+    from evomerge.directions import make_directions
     from evomerge.engine.loop import Loop
     from evomerge.engine.pools import open_pool
     from evomerge.engine.study import open_study
@@ -75,7 +76,10 @@ def _search(experiment: Experiment, directory: Path, console: Console) -> None:
     from evomerge.report.terminal import front_view
     from evomerge.report.view import view_of
 
-    with console.status("opening checkpoints and data"):
+    with console.status("opening checkpoints and data") as status:
+        experiment = make_directions(
+            experiment, directory / "directions", lambda name: status.update(f"making {name}")
+        )
         study = open_study(experiment)
     ledger = open_ledger(directory)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -17,12 +19,15 @@ def validate(
     Example: evomerge validate quickstart
     """
     from evomerge.config import load_experiment
+    from evomerge.directions import make_directions
     from evomerge.engine.study import open_study
     from evomerge.search.base import find_algorithm
 
     declared = load_experiment(experiment)
     algorithm = find_algorithm(declared.search.algorithm)
-    study = open_study(declared)
+    with TemporaryDirectory() as folder:
+        study = open_study(make_directions(declared, Path(folder)))
+    opened = study.sources.experts
     told = [r.name for r in study.references if r.genome is not None]
     items = sum(len(o.items("search")) for o in study.objectives)
     held_out = sum(len(o.items("held_out")) for o in study.objectives)
@@ -30,7 +35,8 @@ def validate(
         f"{declared.name} is valid\n"
         f"  space      {declared.space.name} ({declared.space.method}), "
         f"{study.space.dimension} genes in {len(study.space.cells)} groups\n"
-        f"  experts    {', '.join(f'{n} ({e.kind})' for n, e in study.sources.experts.items())}\n"
+        f"  experts    {', '.join(f'{n} ({opened[n].kind})' for n in declared.experts)}\n"
+        f"  directions {', '.join(declared.directions) or 'none'}\n"
         f"  objectives {', '.join(o.name for o in study.objectives)}\n"
         f"  items      {items} to search, {held_out} held out\n"
         f"  front over {', '.join(declared.optimise.names)}\n"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evomerge.checkpoints.sources import Sources
-from evomerge.recipe import Group, Recipe
+from evomerge.recipe import Group, Recipe, Source
 from evomerge.space import Genome, Space
 
 
@@ -22,44 +23,54 @@ class Reference:
     genome: Genome | None
 
 
-def references(space: Space, sources: Sources) -> tuple[Reference, ...]:
+def references(
+    space: Space, sources: Sources, experts: Mapping[str, Source]
+) -> tuple[Reference, ...]:
     """All reference points of a study, base first.
+
+    They are merges of the experts, also where the space is over directions made of these.
 
     An expert is the whole expert, with every tensor it changes. The average and task arithmetic
     merge the tensors that the space moves, which is how the published multimodal comparisons
     define them (towers, embeddings, norms and biases stay at base).
     """
-    experts = sorted(space.experts)
+    names = sorted(experts)
     everything = [Group(tensors="*/*/*")]
     moved = [cell.selector for cell in space.cells]
-    average = dict.fromkeys(experts, 1 / len(experts))
-    arithmetic = dict.fromkeys(experts, 0.3)
+    average = dict.fromkeys(names, 1 / len(names))
+    arithmetic = dict.fromkeys(names, 0.3)
+
+    def place(weights: Mapping[str, float]) -> Genome | None:
+        return space.plain(weights) if set(space.experts) == set(experts) else None
+
     return (
-        Reference("base", _recipe(space, {}, "linear", []), space.plain(dict.fromkeys(experts, 0))),
+        Reference(
+            "base", _recipe(space, {}, "linear", []), space.plain(dict.fromkeys(space.experts, 0))
+        ),
         *(
             Reference(
                 name,
-                _recipe(space, {name: space.experts[name]}, "linear", everything),
-                space.plain({e: float(e == name) for e in experts})
+                _recipe(space, {name: experts[name]}, "linear", everything),
+                place({e: float(e == name) for e in names})
                 if _covers(space, sources, name)
                 else None,
             )
-            for name in experts
+            for name in names
         ),
         Reference(
             "weight average",
-            _recipe(space, space.experts, "linear", [Group(tensors=t) for t in moved]),
-            space.plain(average),
+            _recipe(space, experts, "linear", [Group(tensors=t) for t in moved]),
+            place(average),
         ),
         Reference(
             "task arithmetic 0.3",
             _recipe(
                 space,
-                space.experts,
+                experts,
                 "task_arithmetic",
                 [Group.model_validate({"tensors": t, "weight": arithmetic}) for t in moved],
             ),
-            space.plain(arithmetic),
+            place(arithmetic),
         ),
     )
 

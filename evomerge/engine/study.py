@@ -12,6 +12,7 @@ from typing import Any
 from evomerge.checkpoints.catalog import fingerprint
 from evomerge.checkpoints.layout import layout
 from evomerge.checkpoints.sources import Sources, open_sources
+from evomerge.checkpoints.statistics import open_statistics
 from evomerge.config import AGGREGATES, Experiment, check_names
 from evomerge.engine.references import Reference, references
 from evomerge.errors import ConfigError
@@ -45,6 +46,7 @@ class Study:
             "experiment": self.experiment.identity(),
             "base": space.base.model_dump(),
             "experts": {name: source.model_dump() for name, source in space.experts.items()},
+            **({"statistics": space.statistics.model_dump()} if space.statistics else {}),
             "objectives": {o.name: o.describe() for o in self.objectives},
             "cells": [[c.selector, c.column, c.position] for c in space.cells],
             "genes": [[g.name, g.low, g.high, g.log] for g in space.genes],
@@ -59,21 +61,51 @@ def open_study(experiment: Experiment) -> Study:
     """
     check_settings(*search_settings(experiment))
     objectives = open_objectives(experiment)
-    sources = open_sources(experiment.base, experiment.experts)
+    paths = space_paths(experiment)
+    sources = open_sources(experiment.base, {**experiment.experts, **paths})
     base = Source(path=experiment.base, sha256=fingerprint(sources.base))
-    experts = {
-        name: Source(path=experiment.experts[name], sha256=fingerprint(expert.weights))
-        for name, expert in sources.experts.items()
-    }
+
+    def sealed(paths: Mapping[str, str]) -> dict[str, Source]:
+        return {
+            name: Source(path=path, sha256=fingerprint(sources.experts[name].weights))
+            for name, path in paths.items()
+        }
+
     tensors = sources.base.tensors
     changed = frozenset(
         name
-        for expert in sources.experts.values()
-        for name in expert.changed
+        for expert in paths
+        for name in sources.experts[expert].changed
         if tensors[name].dtype in FLOATING
     )
-    space = bind(experiment.space, base, experts, layout(tensors), changed, experiment.search.seed)
-    return Study(experiment, sources, objectives, space, references(space, sources))
+    statistics = None
+    if experiment.statistics is not None:
+        collected = open_statistics(experiment.statistics)
+        statistics = Source(path=experiment.statistics, sha256=collected.fingerprint)
+    space = bind(
+        experiment.space,
+        base,
+        sealed(paths),
+        layout(tensors),
+        changed,
+        experiment.search.seed,
+        statistics,
+    )
+    points = references(space, sources, sealed(experiment.experts))
+    return Study(experiment, sources, objectives, space, points)
+
+
+def space_paths(experiment: Experiment) -> dict[str, str]:
+    """What the space's coefficients are of: the experts, or the directions that were made of them.
+
+    Raises:
+        ConfigError: the directions have not been made yet.
+    """
+    if not experiment.directions:
+        return experiment.experts
+    if experiment.made is None:
+        raise ConfigError("the experiment's directions have not been made; see make_directions")
+    return {name: str(Path(experiment.made) / name) for name in experiment.directions}
 
 
 def open_objectives(experiment: Experiment) -> tuple[Objective, ...]:
@@ -113,6 +145,7 @@ def space_of(study: Mapping[str, Any]) -> Space:
         experts={name: Source(**source) for name, source in study["experts"].items()},
         cells=tuple(Cell(*cell) for cell in study["cells"]),
         seed=study["experiment"]["search"]["seed"],
+        statistics=Source(**study["statistics"]) if "statistics" in study else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evomerge import __version__
 from evomerge.ledger.fold import Candidate
-from evomerge.recipe import Recipe
+from evomerge.recipe import Merged, Recipe
 from evomerge.report.terminal import show
 from evomerge.report.view import View
 
@@ -41,11 +41,7 @@ def _row(view: View, candidate: Candidate, label: str) -> str:
 
 
 def _card(recipe: Recipe, about: str, scores: str, digest: str | None) -> str:
-    sources = [("base", recipe.base), *recipe.experts.items()]
-    listed = "\n".join(
-        f"- {name}: `{source.path}`" + (f" (sha256 `{source.sha256}`)" if source.sha256 else "")
-        for name, source in sources
-    )
+    listed = "\n".join(_ingredients(recipe))
     weights = f"\n- digest of the weights: `{digest}`" if digest else ""
     parts = [
         "---\ntags:\n- merge\n- evomerge\n---",
@@ -56,3 +52,19 @@ def _card(recipe: Recipe, about: str, scores: str, digest: str | None) -> str:
         f"`evomerge merge recipe.yaml --out DIR` (evomerge {__version__}).",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _ingredients(recipe: Recipe, depth: int = 0) -> list[str]:
+    """One line a source; those of a merge within the recipe stand indented below its name."""
+    lines = []
+    named = {"base": recipe.base, **recipe.experts}
+    named |= {key: found for key in ("anchor", "statistics") if (found := getattr(recipe, key))}
+    for name, source in named.items():
+        start = f"{'  ' * depth}- {name}: "
+        if isinstance(source, Merged):
+            lines.append(f"{start}a merge by `{source.merge.method}` of")
+            lines += _ingredients(source.merge, depth + 1)
+        else:
+            checked = f" (sha256 `{source.sha256}`)" if source.sha256 else ""
+            lines.append(f"{start}`{source.path}`{checked}")
+    return lines
