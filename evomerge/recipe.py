@@ -66,7 +66,7 @@ class Source(BaseModel):
 
 
 class Merged(BaseModel):
-    """A model that is itself a merge; it takes the base of the recipe around it if it names none."""
+    """A model that is itself a merge; without a base it takes that of the recipe around it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -14,8 +14,9 @@ A space file declares a method, how the tensors are grouped, and which parameter
 ``depth`` is ``each`` (every block its own group) or a number of groups of consecutive blocks; a
 list inside ``modules`` joins module kinds into one group. A gene's ``per`` says what it is drawn
 for: ``expert``, ``group``, both, or nothing (one value for all). ``log: true`` searches on a
-logarithmic scale; a parameter that is a whole number is rounded. ``anchors: A`` (with ``per: [group]``) searches A values spread over the depth
-and interpolates linearly between them. A parameter that is not mentioned has its method's default.
+logarithmic scale; whole numbers are rounded. ``anchors: A`` (with ``per: [group]``) searches A
+values spread over the depth and interpolates linearly between them. A parameter that is not
+mentioned has its method's default.
 """
 
 from __future__ import annotations

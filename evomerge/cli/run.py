@@ -43,13 +43,13 @@ def run(
 
     from evomerge.config import load_experiment
 
-    declared = _override(load_experiment(experiment), pool, workers, candidates)
+    declared = override(load_experiment(experiment), pool, workers, candidates)
     directory = out or Path("runs") / declared.name
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _search(declared, directory, Console())
 
 
-def _override(
+def override(
     experiment: Experiment, pool: str | None, workers: int | None, candidates: int | None
 ) -> Experiment:
     """The experiment with the options of the command line in place of its own."""

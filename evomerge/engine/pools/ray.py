@@ -134,11 +134,11 @@ class RayWorker:
 
     def _open(self) -> Worker:
         from evomerge.checkpoints.sources import open_sources
-        from evomerge.engine.study import open_objectives
+        from evomerge.engine.study import open_objectives, space_paths
 
         experiment = self._experiment
         return Worker(
-            open_sources(experiment.base, experiment.experts),
+            open_sources(experiment.base, {**experiment.experts, **space_paths(experiment)}),
             open_objectives(experiment),
             experiment.backend,
         )
