@@ -35,7 +35,7 @@ def greedy(
     finite = torch.ones((), dtype=torch.bool, device=mask.device)
     steps: list[torch.Tensor] = []
     inputs: dict[str, torch.Tensor] = dict(batch)
-    options = {"past_key_values": cache, "use_cache": True, **_last_logits(model, 1)}
+    options = {"past_key_values": cache, "use_cache": True, **last_logits(model, 1)}
     while True:
         best, token = model(**inputs, **options).logits[:, -1].max(dim=-1)
         finite &= (best.isfinite() | finished).all()
@@ -64,7 +64,7 @@ def loglikelihoods(model: Any, batch: Batch, lengths: Sequence[int]) -> list[flo
         CandidateError: a logit is NaN or +inf.
     """
     kept = max(lengths) + 1
-    logits = model(**batch, use_cache=False, **_last_logits(model, kept)).logits[:, -kept:]
+    logits = model(**batch, use_cache=False, **last_logits(model, kept)).logits[:, -kept:]
     tokens = batch["input_ids"]
     sums = []
     for row, length in enumerate(lengths):
@@ -77,7 +77,8 @@ def loglikelihoods(model: Any, batch: Batch, lengths: Sequence[int]) -> list[flo
     return result
 
 
-def _last_logits(model: Any, count: int) -> dict[str, int]:
+def last_logits(model: Any, count: int) -> dict[str, int]:
+    """The model's option to compute the logits of the last ``count`` positions alone."""
     accepted = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": count} if accepted else {}
 

@@ -59,11 +59,11 @@ class TransformersBackend:
 
     def load(self, weights: Weights) -> None:
         """See `Backend.load`."""
-        self._get()[1].load(weights)
+        self.live()[1].load(weights)
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
         """See `Backend.run`. Batches hold requests of one kind and of similar length."""
-        _, _, prompter = self._get()
+        _, _, prompter = self.live()
         prompts = [_full_prompt(prompter, request) for request in requests]
         responses: dict[int, Response] = {}
         for chunk in _chunks(requests, prompts, self._batch):
@@ -79,7 +79,8 @@ class TransformersBackend:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _get(self) -> tuple[Any, LiveWeights, Prompter]:
+    def live(self) -> tuple[Any, LiveWeights, Prompter]:
+        """The open model with its weights by the files' names, and what makes its prompts."""
         if self._opened is None:
             raise RuntimeError("the backend is not open; call open() first")
         return self._opened
@@ -90,7 +91,7 @@ class TransformersBackend:
         from evomerge.backends.decode import greedy, loglikelihoods
         from evomerge.backends.prompts import collate
 
-        model, _, prompter = self._get()
+        model, _, prompter = self.live()
         tokenizer = prompter.tokenizer
         ends = _end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
