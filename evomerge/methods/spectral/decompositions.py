@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def _tall(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return q @ u, s, vh
 
 
-def rank_of(s: torch.Tensor, shape: tuple[int, int]) -> int:
+def rank_of(s: torch.Tensor, shape: tuple[int, int], least: float = 0.0) -> int:
     """How many of the descending singular values ``s`` count as more than rounding noise.
 
     Those above ``max(shape) · 2⁻²³ · s[0]``: the usual rule, with the precision of the *weights*.
@@ -58,10 +60,30 @@ def rank_of(s: torch.Tensor, shape: tuple[int, int]) -> int:
     smaller than the weights; so it gets the rank that its factors have. ``shape`` is the shape of
     the weight itself, also where ``s`` comes from smaller cores. Experts stored in bfloat16 keep
     the rounding of that format as genuine singular values.
+
+    ``least`` stands in for ``s[0]`` where that is smaller: give the ``size`` of what was added up
+    if the matrix is a sum or a difference, or what cancellation leaves would count as a matrix.
     """
     if not s.numel():
         return 0
-    return int((s > max(shape) * _FLOAT32_EPS * s[0]).sum())
+    return int((s > max(shape) * _FLOAT32_EPS * max(float(s[0]), least)).sum())
+
+
+def size(deltas: Sequence[torch.Tensor], shape: tuple[int, int]) -> float:
+    """How large singular values of these matrices are: ``√(Σ ‖τᵢ‖²_F / min(shape))``.
+
+    It is the same for task vectors and for their cores; for one matrix it is the root mean square
+    of its singular values, so at most the largest.
+    """
+    return math.sqrt(sum(float(d.square().sum()) for d in deltas) / min(shape))
+
+
+def share_of(share: float, total: int, parts: int = 1) -> int:
+    """``⌊share · total / parts⌋``, at least 1.
+
+    A quotient that only rounding keeps below a whole number counts as that number.
+    """
+    return max(1, math.floor(share * total / parts + 1e-9))
 
 
 def truncate(matrix: torch.Tensor, rank: int) -> torch.Tensor:
