@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evomerge.methods import Context, masks
-from evomerge.methods.masks import mask_key, random_keep
+from evomerge.methods.masks import mask_key, pack, random_keep, row_ranks, rows, unpack
 from tests.methods.cases import key_formula, splitmix64
 
 KEY = 0x9ABCDEF012345678
@@ -82,3 +82,69 @@ def test_every_part_of_the_key_counts() -> None:
     for i, one in enumerate(drawn):
         for other in drawn[:i]:
             assert abs(int((one == other).sum()) - n / 2) < 4.5 * math.sqrt(n) / 2
+
+
+def test_a_tensor_of_one_density_is_that_density() -> None:
+    for density in (0.0, 0.25, 0.3, 1.0):
+        each = torch.full((30, 50), density, dtype=torch.float64)
+        assert torch.equal(random_keep((30, 50), each, KEY), random_keep((30, 50), density, KEY))
+
+
+def test_every_element_has_its_own_probability() -> None:
+    density = torch.linspace(0, 1, 500).reshape(20, 25)
+    kept = random_keep((20, 25), density, KEY).flatten().tolist()
+    hashes = [(splitmix64(KEY, i) >> 32) / 2**32 for i in range(500)]
+    pairs = zip(kept, hashes, density.flatten().tolist(), strict=True)
+    assert all(k == (h < d) for k, h, d in pairs)
+    assert 0 < sum(kept) < 500
+
+
+def test_masks_of_tensors_are_nested() -> None:
+    lower = torch.rand(100, 100, generator=torch.Generator().manual_seed(0))
+    higher = lower + 0.1 * torch.rand(100, 100, generator=torch.Generator().manual_seed(1))
+    smaller, larger = (random_keep((100, 100), d, KEY) for d in (lower, higher))
+    assert not (smaller & ~larger).any()
+    assert (larger & ~smaller).any()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 10_000])
+def test_chunks_change_no_tensor_of_densities_and_no_ranks(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    density = torch.rand(25, 40, generator=torch.Generator().manual_seed(0))
+    whole, ranks = random_keep((25, 40), density, KEY), row_ranks(density)
+    monkeypatch.setattr(masks, "_CHUNK", chunk)
+    assert torch.equal(random_keep((25, 40), density, KEY), whole)
+    assert torch.equal(row_ranks(density), ranks)
+
+
+def test_ranks_by_hand() -> None:
+    values = torch.tensor([[3.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    assert row_ranks(values).tolist() == [[3, 0, 2, 1], [0, 1, 2, 3]]
+    assert row_ranks(values[0]).tolist() == [3, 0, 2, 1]
+    assert row_ranks(values.reshape(1, 2, 4)).tolist() == [[[7, 4, 6, 5], [0, 1, 2, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((), (1, 1)), ((5,), (1, 5)), ((2, 3), (2, 3)), ((2, 3, 4, 5), (2, 60))],
+    ids=str,
+)
+def test_a_row_is_all_that_feeds_one_output(
+    shape: tuple[int, ...], expected: tuple[int, int]
+) -> None:
+    assert rows(torch.zeros(shape)).shape == expected
+
+
+@pytest.mark.parametrize("shape", [(1,), (8,), (3, 5), (2, 3, 4)], ids=str)
+def test_packed_masks_come_back(shape: tuple[int, ...]) -> None:
+    mask = random_keep(shape, 0.5, KEY)
+    bits = pack(mask)
+    assert bits.dtype == torch.uint8
+    assert bits.numel() == -(-mask.numel() // 8)
+    assert torch.equal(unpack(bits, shape), mask)
+
+
+def test_the_first_element_is_the_highest_bit() -> None:
+    mask = torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 1]]).bool()
+    assert pack(mask).tolist() == [0b10000011, 0b10000000]
