@@ -6,10 +6,16 @@ from evomerge.methods.elementwise import (
     dare,
     della,
     emr,
+    layer_swapping,
     linear,
+    lines,
+    localize,
     overlap,
+    pcb,
+    sce,
     task_arithmetic,
     ties,
+    widen,
 )
 
 __all__ = [
@@ -18,8 +24,14 @@ __all__ = [
     "dare",
     "della",
     "emr",
+    "layer_swapping",
     "linear",
+    "lines",
+    "localize",
     "overlap",
+    "pcb",
+    "sce",
     "task_arithmetic",
     "ties",
+    "widen",
 ]
