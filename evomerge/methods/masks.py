@@ -70,9 +70,6 @@ def row_ranks(magnitude: torch.Tensor) -> torch.Tensor:
     return ranks.reshape(magnitude.shape)
 
 
-_kth_largest = kth_largest  # the name that callers elsewhere still use
-
-
 def random_keep(
     shape: Sequence[int], density: float | torch.Tensor, key: int, device: str = "cpu"
 ) -> torch.Tensor:
