@@ -65,4 +65,5 @@ def _inputs(generator: np.random.Generator, width: int, rank: int | None) -> Arr
     mixing = generator.standard_normal((min(rank or width, width), width))
     mixing *= generator.uniform(0.1, 1.0, width)
     inputs: Array = generator.standard_normal((_TOKENS, len(mixing))) @ mixing
-    return inputs / np.sqrt(len(mixing))
+    inputs /= np.sqrt(len(mixing))
+    return inputs
