@@ -27,7 +27,7 @@ LAYERS = [
     ["backends", "search"],
     ["ledger", "calibrate"],
     ["engine"],
-    ["report", "export", "compare"],
+    ["report", "export", "compare", "learning"],
     ["directions"],
     ["zoo"],
     ["cli"],

@@ -9,7 +9,19 @@ import typer
 from typer.core import TyperGroup
 
 from evomerge import __version__
-from evomerge.cli import compare, export, front, inspect, merge, methods, run, status, validate, zoo
+from evomerge.cli import (
+    compare,
+    export,
+    front,
+    inspect,
+    learn,
+    merge,
+    methods,
+    run,
+    status,
+    validate,
+    zoo,
+)
 from evomerge.errors import EvomergeError, InputError
 
 
@@ -41,6 +53,7 @@ app.command("status")(status.status)
 app.command("front")(front.front)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
+app.command("learn")(learn.learn)
 app.command("compare")(compare.compare)
 app.command("validate")(validate.validate)
 app.command("methods")(methods.methods)

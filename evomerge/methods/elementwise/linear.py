@@ -55,9 +55,14 @@ def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     """``Σ wᵢ xᵢ`` from left to right in float32, each product rounded before it is added.
 
     Separate multiplication and addition (never a fused one) give the same bits on every device.
-    Terms of weight 0 are left out: added, they would turn -0 into +0.
+    Terms of weight 0 are left out: added, they would turn -0 into +0. Only those of a weight that is
+    being learned stay, since its gradient is not 0.
     """
-    terms = [(t, w) for t, w in zip(tensors, weights, strict=True) if w != 0]
+    terms = [
+        (t, w)
+        for t, w in zip(tensors, weights, strict=True)
+        if w != 0 or getattr(w, "requires_grad", False)
+    ]
     if not terms:
         return tensors[0].new_zeros(tensors[0].shape)
     result = terms[0][0] * terms[0][1]

@@ -1,0 +1,1 @@
+"""Learners: coefficients of a merge learned by gradients (declared in ``methods.learned``)."""
