@@ -61,26 +61,33 @@ def columns(study: Study, criterion: str) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Row], study: Study, criterion: str, width: int) -> Table:
-    """For a terminal; standard errors of single objectives only where there is room."""
+    """For a terminal; the narrower it is, the fewer columns and standard errors it shows."""
     names = columns(study, criterion)
-    errors = names if width >= 60 + 14 * len(names) else (criterion,)
+    room = width - 34 - 8 * len(names)  # beside the names and the bare values
+    errors = names if room >= 40 + 8 * len(names) else (criterion,)
     shown = Table(
         title=f"{study.experiment.name}: held-out split (± standard error)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
-    for header in ("merge", "chosen"):
-        shown.add_column(header, no_wrap=True)
+    extras = {"chosen": room >= 14, f"vs {BASELINE}": room >= 28, "merge s": room >= 40}
+    shown.add_column("merge", no_wrap=True)
+    if extras["chosen"]:
+        shown.add_column("chosen", no_wrap=True)
     for name in names:
         shown.add_column(name.removeprefix("zoo/"), justify="right", no_wrap=True)
-    shown.add_column(f"vs {BASELINE}", justify="right")
-    shown.add_column("merge s", justify="right")
+    for header in list(extras)[1:]:
+        if extras[header]:
+            shown.add_column(header, justify="right")
     baseline = _baseline(rows)
     for row in ranked(rows, study, criterion):
         style = {"reference": "cyan", "given": "magenta"}.get(row.entry.kind)
-        cells = _cells(row, study, names, errors, baseline)
-        shown.add_row(row.entry.name, _chosen(row), *cells, style=style)
+        *values, difference, seconds = _cells(row, study, names, errors, baseline)
+        wanted = zip((_chosen(row), difference, seconds), extras.values(), strict=True)
+        first, *rest = [cell if there else None for cell, there in wanted]
+        cells = [row.entry.name, first, *values, *rest]
+        shown.add_row(*[cell for cell in cells if cell is not None], style=style)
     return shown
 
 

@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 
 Plain = Callable[[tuple[float, ...]], Mapping[str, float | tuple[float, ...]] | None]
 Needs = Literal["data-free", "activations", "gradients", "optimiser states"]
-FAMILIES = ("elementwise", "spherical", "spectral", "optimised", "statistics", "learned")
+FAMILIES = {
+    "elementwise": "each entry of a tensor by itself, after at most a ranking of the entries",
+    "spherical": "along arcs: of weights as vectors, or of rotations of matrices",
+    "spectral": "by the singular values and vectors of the task vectors",
+    "optimised": "by minimising the interference between task vectors, without data",
+    "statistics": "by what was measured of each expert (see `evomerge calibrate`)",
+    "learned": "coefficients learned by gradients from a few items (see `evomerge learn`)",
+}
 
 
 @dataclass(frozen=True)
@@ -189,12 +196,12 @@ def register(
             raise ValueError(f"merge method {name!r} is registered twice")
         if family not in FAMILIES:
             raise ValueError(
-                f"merge method {name!r}: unknown family {family!r}, none of {FAMILIES}"
+                f"merge method {name!r}: unknown family {family!r}, none of {list(FAMILIES)}"
             )
         _METHODS[name] = Method(
             name=name,
             family=family,
-            summary=(function.__doc__ or "").strip().splitlines()[0],
+            summary=(function.__doc__ or "").strip().splitlines()[0].replace("``", ""),
             formula=formula,
             source=source,
             cost=cost,
@@ -222,7 +229,8 @@ def get_method(name: str) -> Method:
 
 def all_methods() -> tuple[Method, ...]:
     """All registered methods, by family (in the order of ``FAMILIES``) and name."""
-    return tuple(sorted(_METHODS.values(), key=lambda m: (FAMILIES.index(m.family), m.name)))
+    place = list(FAMILIES).index
+    return tuple(sorted(_METHODS.values(), key=lambda m: (place(m.family), m.name)))
 
 
 def single_expert(weights: Sequence[float]) -> bool:
