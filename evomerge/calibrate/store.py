@@ -52,12 +52,14 @@ class Store:
         self.path = path
         self._base, self._finished = base, finished
 
-    def finished(self, source: str, kind: str, origin: Origin) -> Collection | None:
-        """The collection if it is there already; None if it is not.
+    def begin(self, source: str, kind: str, origin: Origin) -> Draft:
+        """A new collection, or what an earlier process has left of the same one.
 
         Raises:
-            OutputError: there is one of another origin.
+            OutputError: there is a finished one of another origin.
         """
+        key = digest([self._base, source, kind, origin.plain()])
+        journal = self.path / _UNFINISHED / f"{key}.json"
         for each in self._finished:
             if (each.source, each.kind) == (source, kind):
                 if each.origin.plain() != origin.plain():
@@ -65,13 +67,7 @@ class Store:
                         f"{self.path} holds {kind!r} of {source!r} from "
                         f"{_difference(each.origin, origin)}: choose another --out, or remove it"
                     )
-                return each
-        return None
-
-    def begin(self, source: str, kind: str, origin: Origin) -> Draft:
-        """A new collection, or what an earlier process has left of the same one."""
-        key = digest([self._base, source, kind, origin.plain()])
-        journal = self.path / _UNFINISHED / f"{key}.json"
+                return Draft(self, each, journal, finished=True)
         tensors: dict[str, str] = {}
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             recorded = json.loads(journal.read_bytes())["tensors"]
@@ -91,10 +87,16 @@ class Store:
 
 
 class Draft:
-    """A collection under way. What `record` has returned from survives whatever happens next."""
+    """A collection under way. What `record` has returned from survives whatever happens next.
 
-    def __init__(self, store: Store, collection: Collection, journal: Path) -> None:
-        self.store, self.collection, self._journal = store, collection, journal
+    finished: it was there already.
+    """
+
+    def __init__(
+        self, store: Store, collection: Collection, journal: Path, finished: bool = False
+    ) -> None:
+        self.store, self.collection, self.finished = store, collection, finished
+        self._journal = journal
 
     def record(self, tensors: Mapping[str, str]) -> None:
         """Records tensors that were written: the base's names -> their hashes."""
@@ -108,8 +110,10 @@ class Draft:
 
     def finish(self) -> Collection:
         """Publishes the collection."""
-        self.store.publish(self.collection)
-        self._journal.unlink(missing_ok=True)
+        if not self.finished:
+            self.store.publish(self.collection)
+            self._journal.unlink(missing_ok=True)
+            self.finished = True
         return self.collection
 
 
@@ -192,7 +196,7 @@ def _difference(found: Origin, wanted: Origin) -> str:
     there, here = found.plain(), wanted.plain()
     there, here = there | there.pop("settings"), here | here.pop("settings")
     return "; ".join(
-        f"{key} {there.get(key)!r} (now {here.get(key)!r})"
+        f"{key} {str(there.get(key))[:60]} (now {str(here.get(key))[:60]})"
         for key in sorted({*there, *here})
         if there.get(key) != here.get(key)
     )

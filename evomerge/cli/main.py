@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from evomerge import __version__
 from evomerge.cli import (
+    calibrate,
     compare,
     export,
     front,
@@ -56,6 +57,7 @@ app.command("merge")(merge.merge)
 app.command("learn")(learn.learn)
 app.command("compare")(compare.compare)
 app.command("validate")(validate.validate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("methods")(methods.methods)
 app.command("inspect")(inspect.inspect)
 app.add_typer(zoo.app, name="zoo")
