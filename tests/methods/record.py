@@ -1,7 +1,7 @@
 """Writes docs/golden.md: ``python -m tests.methods.record`` from the project's root.
 
-The page says how near each method comes to its formula (see ``golden``); ``test_docs.py`` fails when
-a method is missing from it, or comes less near than the page says.
+The page says how near each method comes to its formula (see ``golden``); ``test_docs.py`` fails
+when a method is missing from it, or comes less near than the page says.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "golden.md"
 _HEAD = """\
 # Golden values
 
-Written by `python -m tests.methods.record`. Every merge method is run beside its formula, written out
-again in float64 NumPy from the publication (`tests/methods/formulas`), on a wide (6 × 40) and a tall
-(40 × 6) matrix, with 2 and with 5 experts (or as many as it takes), and on LoRA experts of rank 1
-where it has a shortcut for them. The error is the largest difference of an entry over the largest
-change of an entry by the merge: a method's result is float32, whose roundings are about 1e-7 of the
-*weight*, and the changes here are about a fifth of the weights.
+Written by `python -m tests.methods.record`. Every merge method is run beside its formula, written
+out again in float64 NumPy from the publication (`tests/methods/formulas`), on a wide (6 × 40) and a
+tall (40 × 6) matrix, with 2 and with 5 experts (or as many as it takes), and on LoRA experts of
+rank 1 where it has a shortcut for them. The error is the largest difference of an entry over the
+largest change of an entry by the merge: a method's result is float32, whose roundings are about
+1e-7 of the *weight*, and the changes here are about a fifth of the weights.
 
 | method | family | formulas | LoRA shortcut | largest relative error | tolerance of the test |
 |---|---|---:|---|---:|---:|
