@@ -7,13 +7,14 @@ given in another order.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from evomerge.methods.context import BASE
-from tests.methods.cases import Array
+from evomerge.methods.context import BASE, Context
+from tests.methods.cases import Array, context, names
 
 Statistics = dict[tuple[str, str], torch.Tensor]
 _TOKENS = 200
@@ -36,6 +37,16 @@ def draw_statistics(
     wanted += [(kind, BASE) for kind in base_kinds]
     drawn = {(kind, name): _draw(kind, name, tuple(shape), seed, rank) for kind, name in wanted}
     return {key: torch.tensor(value).float() for key, value in drawn.items() if value is not None}
+
+
+def informed(statistics: Mapping[tuple[str, str], torch.Tensor], count: int) -> Context:
+    """The context of the tests, with these statistics to be found in it."""
+    return replace(context(count), lookup=lambda kind, source: statistics.get((kind, source)))
+
+
+def each(kind: str, *values: torch.Tensor) -> Statistics:
+    """The statistic ``kind`` of each expert, in their order."""
+    return {(kind, name): v for name, v in zip(names(len(values)), values, strict=True)}
 
 
 def _draw(

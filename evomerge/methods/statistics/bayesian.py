@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,8 @@ from evomerge.methods.statistics.regression import (
     by_columns,
     by_rows,
     combine,
-    moment,
     noise,
+    normal,
 )
 from evomerge.methods.statistics.remembered import digest, remembered
 
@@ -150,11 +150,12 @@ def bayesian_data_free(
     return _merge(base, context, evidence, key, shares, strength, anchor_weight, scale)
 
 
-def proxies(deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def proxies(deltas: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     """``τᵢᵀ τᵢ / ‖τᵢ‖²``; zeros for a task vector of zeros."""
-    grams = [delta.T @ delta for delta in deltas]
-    traces = [float(gram.diagonal().sum()) for gram in grams]
-    return [gram / t if t > 0 else gram for gram, t in zip(grams, traces, strict=True)]
+    for delta in deltas:
+        gram = delta.T @ delta
+        trace = float(gram.diagonal().sum())
+        yield gram / trace if trace > 0 else gram
 
 
 def _shares(weight: Sequence[float]) -> list[float] | None:
@@ -178,19 +179,18 @@ def _key(
 
 def _weigh(
     sided: Sided,
-    grams: Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]],
+    grams: Callable[[Sequence[torch.Tensor]], Iterable[torch.Tensor]],
     shares: Sequence[float],
 ) -> Evidence:
     import torch
 
-    deltas = sided.deltas
-    weighed = grams(deltas)
-    values, vectors = torch.linalg.eigh(combine(weighed, shares))
+    products, total = normal(sided.deltas, grams(sided.deltas), shares)
+    values, vectors = torch.linalg.eigh(total)
     return Evidence(
         values.clamp(min=0),
         vectors,
-        moment(deltas, weighed, shares) @ vectors,
-        combine(deltas, shares) @ vectors,
+        products @ vectors,
+        combine(sided.deltas, shares) @ vectors,
         sided.left,
         sided.right,
     )
@@ -233,5 +233,5 @@ def _correct(
 
     values = found.values
     lifted = values + strength * float(values.sum()) / width
-    inverse = torch.where(lifted > noise(values), 1 / lifted, 0.0)
+    inverse = torch.where(values > noise(values), 1 / lifted, 0.0)  # else the anchor, exactly
     return (rows - anchor * values) * inverse

@@ -10,7 +10,7 @@ from evomerge.methods.elementwise.task_arithmetic import SCALE
 from evomerge.methods.registry import Parameter, register
 from evomerge.methods.statistics.reading import of_experts
 from evomerge.methods.statistics.regmean import WEIGHT
-from evomerge.methods.statistics.regression import by_rows, combine, divide, moment
+from evomerge.methods.statistics.regression import by_rows, divide, normal
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,6 @@ def lot(
     grams = of_experts(context, "gram", (width, width))
     shares = [w / total for w in weight]
     sided = by_rows(base, experts, context)
-    gram = combine(grams, shares)
-    numerator = moment(sided.deltas, grams, shares)
+    numerator, gram = normal(sided.deltas, grams, shares)
     gram.diagonal().add_(ridge * float(gram.diagonal().mean()))
     return (base.double() + sided.expand(divide(numerator, gram)) * scale).float()

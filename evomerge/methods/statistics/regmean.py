@@ -9,7 +9,7 @@ from evomerge.methods.context import Context
 from evomerge.methods.elementwise.task_arithmetic import SCALE
 from evomerge.methods.registry import Parameter, register
 from evomerge.methods.statistics.reading import alone, of_experts
-from evomerge.methods.statistics.regression import by_rows, combine, divide, moment
+from evomerge.methods.statistics.regression import by_rows, combine, divide, normal
 
 if TYPE_CHECKING:
     import torch
@@ -111,13 +111,14 @@ def _regression(
     if total == 0 or scale == 0:
         return base.clone()
     width = base.shape[1]
-    grams = [shrunk(g, off_diagonal) for g in of_experts(context, kind, (width, width))]
+    grams = of_experts(context, kind, (width, width))
     shares = [w / total for w in weight]
     sided = by_rows(base, experts, context)
     mean = combine(sided.deltas, shares)
-    residual = moment([d - mean for d in sided.deltas], grams, shares)
-    merged = mean + divide(residual, combine(grams, shares))
-    return (base.double() + sided.expand(merged) * scale).float()
+    residual, gram = normal(
+        (delta - mean for delta in sided.deltas), (shrunk(g, off_diagonal) for g in grams), shares
+    )
+    return (base.double() + sided.expand(mean + divide(residual, gram)) * scale).float()
 
 
 def shrunk(gram: torch.Tensor, off_diagonal: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ full rank, and more exact in float32 files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,15 +77,19 @@ def combine(terms: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Te
     return total
 
 
-def moment(
-    deltas: Sequence[torch.Tensor], grams: Sequence[torch.Tensor], weights: Sequence[float]
-) -> torch.Tensor:
-    """``Σ wᵢ τᵢ Gᵢ`` in float64; experts of weight 0 cost nothing."""
-    total = deltas[0].new_zeros(deltas[0].shape)
+def normal(
+    deltas: Iterable[torch.Tensor], grams: Iterable[torch.Tensor], weights: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``Σ wᵢ τᵢ Gᵢ`` and ``Σ wᵢ Gᵢ`` in float64, with one Gram at a time in that precision."""
+    products, total = None, None
     for delta, gram, weight in zip(deltas, grams, weights, strict=True):
-        if weight != 0:
-            total += delta @ gram.double() * weight
-    return total
+        wide = gram.double() * weight
+        product = delta @ wide
+        products = product if products is None else products.add_(product)
+        total = wide if total is None else total.add_(wide)
+    assert products is not None
+    assert total is not None
+    return products, total
 
 
 def noise(gram: torch.Tensor) -> float:
