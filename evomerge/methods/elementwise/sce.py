@@ -84,8 +84,8 @@ def sce(
 def most_varied(deltas: Sequence[torch.Tensor], density: float) -> torch.Tensor:
     """A boolean mask of the ``density`` share, rounded down, of the entries that vary at all.
 
-    ``N Σ x² − (Σ x)²`` in float64 is N² times the population variance; of float32 values it is
-    rounded so little that the same values in another order do not come apart.
+    ``N Σ x² − (Σ x)²`` is N² times the population variance. In float64, so that entries that one
+    expert alone moves by the same amount tie exactly, whichever expert it is.
     """
     total = deltas[0].double().clone()
     squares = total * total

@@ -89,13 +89,17 @@ def _changes(start: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _ranks(change: torch.Tensor) -> torch.Tensor:
-    """For every column the share of columns that changed less, in [0, 1)."""
+    """For every column the number of columns that changed less: a whole number, float64."""
     import torch
 
-    return torch.searchsorted(change.sort().values, change).double() / len(change)
+    return torch.searchsorted(change.sort().values, change).double()
 
 
 def _scores(ranks: torch.Tensor, ratio: float, calibration: float) -> torch.Tensor:
-    """(N, n): the softmax over experts, and ``calibration`` where an expert's rank is high."""
-    high = ranks > ranks.mean(dim=1, keepdim=True) * ratio
-    return ranks.softmax(dim=0).masked_fill(high, calibration)
+    """(N, n): the softmax over experts, and ``calibration`` where an expert's rank is high.
+
+    Compared as whole numbers: one rank of an odd number of columns is the mean itself.
+    """
+    columns = ranks.shape[1]
+    high = ranks * columns > ranks.sum(dim=1, keepdim=True) * ratio
+    return (ranks / columns).softmax(dim=0).masked_fill(high, calibration)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -112,9 +113,9 @@ def widen(base: Array, experts: list[Array], context: Context, values: Mapping[s
             found.append((abs(after - before), turned))
         return found
 
-    def ranks(expert: Array, kind: int) -> list[float]:
+    def ranks(expert: Array, kind: int) -> list[Fraction]:
         change = [c[kind] for c in changes(expert)]
-        return [sum(other < own for other in change) / len(change) for own in change]
+        return [Fraction(sum(other < own for other in change), len(change)) for own in change]
 
     merged = base.copy()
     for kind in (0, 1):
