@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, overload
 
 from evomerge.checkpoints.adapter import Adapter
@@ -16,6 +16,7 @@ from evomerge.checkpoints.sources import Expert, Sources, open_sources
 from evomerge.checkpoints.statistics import Statistics, open_statistics
 from evomerge.errors import CandidateError, CheckpointError
 from evomerge.methods import Context, Factors, get_method
+from evomerge.methods.context import BASE
 from evomerge.recipe import Group, Merged, Recipe, Source, group_values, select
 
 if TYPE_CHECKING:
@@ -104,13 +105,7 @@ class Merge:
         named = self.recipe.statistics
         if named is None:
             return None
-        opened = open_statistics(named.path)
-        if named.sha256 is not None and opened.fingerprint != named.sha256:
-            raise CheckpointError(
-                f"the statistics in {named.path} have sha256 {opened.fingerprint}, the recipe "
-                f"expects {named.sha256}; use the original ones or remove the sha256"
-            )
-        return opened
+        return _sealed(named.path, named.sha256) if named.sha256 else open_statistics(named.path)
 
     def _ingredient(self, named: Source | Merged, name: str) -> Expert | MergedExpert:
         if isinstance(named, Source):
@@ -286,7 +281,33 @@ def open_merge(recipe: Recipe, device: str = "cpu") -> Merge:
     check_fingerprint("base", recipe.base, sources.base)
     for name, source in files.items():
         check_fingerprint(name, source, sources.experts[name].weights)
-    return Merge(recipe, sources, device)
+    merge = Merge(recipe, sources, device)
+    if merge.statistics is not None:
+        check_statistics(merge.statistics, sources)
+    return merge
+
+
+@lru_cache(maxsize=2)
+def _sealed(path: str, sha256: str) -> Statistics:
+    """Statistics of known content: candidates that follow each other share what was opened."""
+    opened = open_statistics(path)
+    if opened.fingerprint != sha256:
+        raise CheckpointError(
+            f"the statistics in {path} have sha256 {opened.fingerprint}, the recipe expects "
+            f"{sha256}; use the original ones or remove the sha256"
+        )
+    return opened
+
+
+def check_statistics(statistics: Statistics, sources: Sources) -> None:
+    """CheckpointError if statistics were collected from another checkpoint of the same name."""
+    opened = {BASE: sources.base, **{n: e.weights for n, e in sources.experts.items()}}
+    for name, of in statistics.sources.items():
+        if name in opened and fingerprint(opened[name]) != of:
+            raise CheckpointError(
+                f"the statistics in {statistics.path} are of another {name!r} than "
+                f"{opened[name].path}; collect them again with `evomerge calibrate`"
+            )
 
 
 def check_fingerprint(name: str, source: Source, opened: Checkpoint | Adapter) -> None:

@@ -16,7 +16,7 @@ from evomerge.checkpoints.statistics import open_statistics
 from evomerge.config import AGGREGATES, Experiment, check_names
 from evomerge.engine.references import Reference, references
 from evomerge.errors import ConfigError
-from evomerge.instantiate import FLOATING
+from evomerge.instantiate import FLOATING, check_statistics
 from evomerge.recipe import Source
 from evomerge.scoring.objectives import Objective, load_objective
 from evomerge.search.base import SearchSettings, check_settings
@@ -81,6 +81,7 @@ def open_study(experiment: Experiment) -> Study:
     statistics = None
     if experiment.statistics is not None:
         collected = open_statistics(experiment.statistics)
+        check_statistics(collected, sources)
         statistics = Source(path=experiment.statistics, sha256=collected.fingerprint)
     space = bind(
         experiment.space,
