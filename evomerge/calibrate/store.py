@@ -50,31 +50,33 @@ class Store:
 
     def __init__(self, path: Path, base: str, finished: tuple[Collection, ...]) -> None:
         self.path = path
-        self._base, self._finished = base, finished
+        self._base, self._finished = base, {(c.source, c.kind): c for c in finished}
 
     def begin(self, source: str, kind: str, origin: Origin) -> Draft:
         """A new collection, or what an earlier process has left of the same one.
+
+        Of a collection, finished or not, what is damaged counts as not there.
 
         Raises:
             OutputError: there is a finished one of another origin.
         """
         key = digest([self._base, source, kind, origin.plain()])
         journal = self.path / _UNFINISHED / f"{key}.json"
-        for each in self._finished:
-            if (each.source, each.kind) == (source, kind):
-                if each.origin.plain() != origin.plain():
-                    raise OutputError(
-                        f"{self.path} holds {kind!r} of {source!r} from "
-                        f"{_difference(each.origin, origin)}: choose another --out, or remove it"
-                    )
-                return Draft(self, each, journal, finished=True)
-        tensors: dict[str, str] = {}
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            recorded = json.loads(journal.read_bytes())["tensors"]
-            tensors = {
-                n: s for n, s in recorded.items() if _is_intact(tensor_file(self.path, s), s)
-            }
-        return Draft(self, Collection(source, kind, origin, tensors), journal)
+        before = self._finished.get((source, kind))
+        recorded: Mapping[str, str] = {}
+        if before is not None:
+            if before.origin.plain() != origin.plain():
+                raise OutputError(
+                    f"{self.path} holds {kind!r} of {source!r} from "
+                    f"{_difference(before.origin, origin)}: choose another --out, or remove it"
+                )
+            recorded = before.tensors
+        elif journal.exists():
+            recorded = _load_journal(journal)
+        intact = {s for s in set(recorded.values()) if _is_intact(tensor_file(self.path, s), s)}
+        tensors = {name: sha for name, sha in recorded.items() if sha in intact}
+        whole = before is not None and len(tensors) == len(recorded)
+        return Draft(self, Collection(source, kind, origin, tensors), journal, whole)
 
     def write(self, tensor: torch.Tensor) -> str:
         """Writes a tensor as float32, durably; returns its hash. Equal ones are one file."""
@@ -82,8 +84,8 @@ class Store:
 
     def publish(self, collection: Collection) -> None:
         """Puts a finished collection into the manifest."""
-        self._finished = (*self._finished, collection)
-        _write_json(self.path / MANIFEST, manifest(self._base, self._finished))
+        self._finished[collection.source, collection.kind] = collection
+        _write_json(self.path / MANIFEST, manifest(self._base, tuple(self._finished.values())))
 
 
 class Draft:
@@ -183,9 +185,17 @@ def _write_tensor(path: Path, tensor: torch.Tensor) -> str:
     return sha
 
 
+def _load_journal(journal: Path) -> dict[str, str]:
+    """What a journal holds; one that is damaged holds nothing."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        recorded = json.loads(journal.read_bytes())["tensors"]
+        return {str(name): checked_hash(sha) for name, sha in recorded.items()}
+    return {}
+
+
 def _is_intact(file: Path, sha: str) -> bool:
     try:
-        check_file(file, checked_hash(sha))
+        check_file(file, sha)
     except CheckpointError:
         return False
     return True

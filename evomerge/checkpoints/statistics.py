@@ -32,7 +32,8 @@ TENSOR: Final = "value"
 _FORMAT: Final = "evomerge-statistics"
 _VERSION: Final = 1  # raise it when what a number means changes
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
-_AGAIN: Final = "remove the directory and run `evomerge calibrate` again"
+_AGAIN: Final = "run the same `evomerge calibrate` command again, which makes it anew"
+_ANEW: Final = "remove the directory and run `evomerge calibrate` again"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def load_manifest(folder: Path) -> tuple[str, tuple[Collection, ...]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{file} is damaged or of another version of evomerge ({error!r}), expected version "
-            f"{_VERSION}: {_AGAIN}"
+            f"{_VERSION}: {_ANEW}"
         ) from error
 
 
