@@ -1,0 +1,137 @@
+"""The interference between task vectors as a quadratic loss, and what descends on it.
+
+WUDI and its successors minimise ``L(M) = Σ wᵢ ‖(M − Tᵢ) Rᵢᵀ‖² / ‖τᵢ‖²`` over the merged task vector
+M (m, n). With ``C = Σ wᵢ RᵢᵀRᵢ / ‖τᵢ‖²`` and ``D = Σ wᵢ Tᵢ RᵢᵀRᵢ / ‖τᵢ‖²`` the gradient is
+``2 (M C − D)``. So gradient descent from ``M₀``, with momentum or in continuous time, gives
+``M₀ + (D − M₀ C) φ(C)`` with a function φ of the eigenvalues alone; and it never moves what M₀ has
+in the null space of C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from evomerge.errors import CandidateError
+from evomerge.methods.context import Context
+from evomerge.methods.lowrank import Cores, cores
+from evomerge.methods.numerics import dot
+from evomerge.methods.optimised.descent import Response
+from evomerge.methods.optimised.truncation import gram
+
+if TYPE_CHECKING:
+    import torch
+
+Term = tuple["torch.Tensor", "torch.Tensor"]
+"""``Tᵢ`` (m, n) and the rows ``√wᵢ Rᵢ / ‖τᵢ‖`` (kᵢ, n), float64."""
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """The loss by C (``curvature``, (p, p)) and D (``pull``, (m, p)), float64.
+
+    ``basis`` (n, p) has orthonormal columns that span the rows of all terms; where it is None,
+    p = n. Outside of it the gradient is zero.
+    """
+
+    curvature: torch.Tensor
+    pull: torch.Tensor
+    basis: torch.Tensor | None
+
+    def inside(self, matrix: torch.Tensor) -> torch.Tensor:
+        """(m, n) in the coordinates of the basis: (m, p)."""
+        return matrix if self.basis is None else matrix @ self.basis
+
+    def outside(self, matrix: torch.Tensor) -> torch.Tensor:
+        """(m, p) back: (m, n)."""
+        return matrix if self.basis is None else matrix @ self.basis.T
+
+    def gradient(self, merged: torch.Tensor) -> torch.Tensor:
+        """``2 (M C − D)``."""
+        return self.outside(2 * (self.inside(merged) @ self.curvature - self.pull))
+
+    def descend(self, start: torch.Tensor, response: Response) -> torch.Tensor:
+        """``M₀ + (D − M₀ C) φ(C)``."""
+        import torch
+
+        values, vectors = torch.linalg.eigh(self.curvature)
+        error = (self.pull - self.inside(start) @ self.curvature) @ vectors
+        return start + self.outside((error * response(values.clamp(min=0))) @ vectors.T)
+
+
+def quadratic(terms: Sequence[Term]) -> Quadratic:
+    """The loss of at least one term.
+
+    Where the rows of all terms together are few, everything is held in the space they span.
+    """
+    import torch
+
+    rows = [row for _, row in terms]
+    inner, basis = rows, None  # the rows in the coordinates of the basis
+    columns = rows[0].shape[1]
+    if 2 * sum(len(row) for row in rows) <= columns:
+        basis, triangle = torch.linalg.qr(torch.cat(rows).T)
+        inner = list(triangle.T.split([len(row) for row in rows]))
+    pull = terms[0][0].new_zeros(len(terms[0][0]), inner[0].shape[1])
+    for (target, row), kept in zip(terms, inner, strict=True):
+        few = 2 * len(row) <= columns
+        pull += (target @ row.T) @ kept if few else target @ gram(row)
+    return Quadratic(gram(torch.cat(inner)), pull, basis)
+
+
+def interference(deltas: Sequence[torch.Tensor], weight: Sequence[float]) -> Quadratic | None:
+    """The loss of WUDI: ``Tᵢ = Rᵢ = τᵢ``. None if there is nothing to merge."""
+    terms = [(delta, delta * (w**0.5 / size)) for delta, w, size in counted(deltas, weight)]
+    return quadratic(terms) if terms else None
+
+
+def counted(
+    deltas: Sequence[torch.Tensor], weight: Sequence[float]
+) -> list[tuple[torch.Tensor, float, float]]:
+    """``(τᵢ, wᵢ, ‖τᵢ‖)`` of the experts that have a term in the loss: neither may be 0."""
+    sizes = [dot(delta, delta) ** 0.5 for delta in deltas]
+    together = zip(deltas, weight, sizes, strict=True)
+    return [(delta, w, size) for delta, w, size in together if w != 0 and size > 0]
+
+
+def refuse_negative(weight: Sequence[float], context: Context) -> None:
+    """CandidateError if a weight is below 0: the loss would have no minimum."""
+    for name, w in zip(context.experts, weight, strict=True):
+        if w < 0:
+            raise CandidateError(
+                f"{context.tensor}: the weight of {name} is {w:g}, expected 0 or more, as it "
+                "weighs a term of a loss; use task_arithmetic to subtract an expert"
+            )
+
+
+def total(deltas: Sequence[torch.Tensor], weight: Sequence[float], factor: float) -> torch.Tensor:
+    """``factor · Σ wᵢ τᵢ``, from left to right."""
+    summed = deltas[0] * weight[0]
+    for delta, w in zip(deltas[1:], weight[1:], strict=True):
+        summed += delta * w
+    return summed * factor
+
+
+def whole(
+    base: torch.Tensor, experts: Sequence[torch.Tensor], context: Context
+) -> list[torch.Tensor]:
+    """The task vectors in the weight's own coordinates, float64: Adam depends on them."""
+    if context.factors is not None:
+        return [f.b.double() @ f.a.double() for f in context.factors]
+    start = base.double()
+    return [(expert.double() - start).contiguous() for expert in experts]
+
+
+def turned(base: torch.Tensor, experts: Sequence[torch.Tensor], context: Context) -> Cores:
+    """The task vectors as ``cores`` gives them, laid out alike whatever the experts' strides.
+
+    Matrix products of other strides differ in their last bits.
+    """
+    parts = cores(base, experts, context)
+    return replace(parts, deltas=[delta.contiguous() for delta in parts.deltas])
+
+
+def applied(base: torch.Tensor, merged: torch.Tensor, scale: float) -> torch.Tensor:
+    """``θ₀ + λ M``, rounded once to float32."""
+    return (base.double() + merged * scale).float()
