@@ -74,8 +74,8 @@ class Projected:
     "bayesian",
     family="statistics",
     formula=_FORMULA,
-    source="Bayesian Model Merging (later ReForge), as its abstract states it; the scale of λ, the "
-    "default anchor and the share of weights in it are ours",
+    source="Li et al. 2026, Bayesian Model Merging (arXiv 2605.12843), our reading of its abstract: "
+    "the scale of λ, its default, the default anchor and the weights in it are ours",
     cost=_COST,
     parameters=[WEIGHT, STRENGTH, ANCHOR_WEIGHT, SCALE],
     needs="activations",
@@ -118,8 +118,8 @@ def bayesian(
     "bayesian_data_free",
     family="statistics",
     formula=_FORMULA + ",  Gᵢ = τᵢᵀ τᵢ / ‖τᵢ‖²",
-    source="Bayesian Model Merging (later ReForge), its variant without data; normalisation of the "
-    "Grams and scale of λ are ours",
+    source="Li et al. 2026, Bayesian Model Merging (arXiv 2605.12843), its variant without data; our "
+    "reading of its abstract: the Grams' normalisation, the scale of λ and the default anchor",
     cost=_COST + "; N·r wide for LoRA experts",
     parameters=[WEIGHT, STRENGTH, ANCHOR_WEIGHT, SCALE],
     matrices=True,

@@ -39,7 +39,7 @@ NORMALISE = Parameter(
     family="statistics",
     formula="θ = θ₀ + λ Σ wᵢ Pᵢ τᵢ / Σ wᵢ Pᵢ,  Pᵢ = Fᵢ / rms(Fᵢ) + floor",
     source="Matena and Raffel 2022, Merging Models with Fisher-Weighted Averaging "
-    "(arXiv 2111.09832), equation 4; floor and normalisation after the code of MergeLM",
+    "(arXiv 2111.09832): its closed form for diagonal Fisher; floor and norm after MergeLM's code",
     cost="one pass over experts and statistics",
     parameters=[WEIGHT, FLOOR, NORMALISE, SCALE],
     plain=alone,

@@ -29,8 +29,8 @@ RIDGE = Parameter(
     "lot",
     family="statistics",
     formula="θ = θ₀ + λ T,  T = (Σ wᵢ Gᵢ + ρ ḡ I)⁺ Σ wᵢ Gᵢ τᵢ (in × out),  ḡ = tr(Σ wᵢ Gᵢ) / n",
-    source="Sun et al. 2025, Towards Minimizing Feature Drift in Model Merging: Layer-wise Task "
-    "Vector Fusion (LOT Merging, arXiv 2505.23859), linear layers; ridge ρ is an addition",
+    source="Sun et al. 2025, Towards Minimizing Feature Drift in Model Merging (LOT Merging, "
+    "arXiv 2505.23859), equation 9; the ridge ρ is an addition",
     cost="N products and a Cholesky solve of the layer's input width; an eigendecomposition where "
     "the Grams are singular",
     parameters=[WEIGHT, RIDGE, SCALE],

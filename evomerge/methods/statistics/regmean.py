@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHT = Parameter(
-    "weight", "weight of each expert's own loss; only the ratios count", 1.0, 0.0, 1.0,
-    per_expert=True,
-)  # fmt: skip
+    "weight", "share of each expert in the merge; only ratios count", 1.0, 0.0, 1.0, per_expert=True
+)
 _SHRINK = "factor on the Grams' off-diagonal entries; 0 looks at each input channel by itself"
 _FORMULA = (
     "W = (Σ wᵢ Ĝᵢ)⁻¹ Σ wᵢ Ĝᵢ Wᵢ (in × out), Ĝᵢ = a Gᵢ + (1 − a) diag Gᵢ;  θ = θ₀ + λ (W − θ₀)"
@@ -34,7 +33,7 @@ def _off_diagonal(default: float) -> Parameter:
     family="statistics",
     formula=_FORMULA,
     source="Jin et al. 2023, Dataless Knowledge Fusion by Merging Weights of Language Models "
-    "(arXiv 2212.09849), equation 2 and the scaling of non-diagonal items in section 3.2",
+    "(arXiv 2212.09849): RegMean's closed form, with its factor on the Grams' non-diagonal items",
     cost=_COST,
     parameters=[WEIGHT, _off_diagonal(0.9), SCALE],
     plain=alone,
