@@ -74,7 +74,7 @@ class Projected:
     "bayesian",
     family="statistics",
     formula=_FORMULA,
-    source="Li et al. 2026, Bayesian Model Merging (arXiv 2605.12843), our reading of its abstract: "
+    source="Li et al. 2026, Bayesian Model Merging (arXiv 2605.12843), read from its abstract: "
     "the scale of λ, its default, the default anchor and the weights in it are ours",
     cost=_COST,
     parameters=[WEIGHT, STRENGTH, ANCHOR_WEIGHT, SCALE],
@@ -118,8 +118,8 @@ def bayesian(
     "bayesian_data_free",
     family="statistics",
     formula=_FORMULA + ",  Gᵢ = τᵢᵀ τᵢ / ‖τᵢ‖²",
-    source="Li et al. 2026, Bayesian Model Merging (arXiv 2605.12843), its variant without data; our "
-    "reading of its abstract: the Grams' normalisation, the scale of λ and the default anchor",
+    source="Li et al. 2026, Bayesian Model Merging (arXiv 2605.12843), its variant without data, "
+    "read from its abstract: the Grams' norm, the scale of λ and the default anchor are ours",
     cost=_COST + "; N·r wide for LoRA experts",
     parameters=[WEIGHT, STRENGTH, ANCHOR_WEIGHT, SCALE],
     matrices=True,
