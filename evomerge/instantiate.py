@@ -201,13 +201,13 @@ class Merge:
 
     def extra(self, name: str) -> dict[str, torch.Tensor]:
         """What the method gives beside a merged tensor, such as masks for each task."""
-        method = get_method(self.recipe.method)
-        if method.extra is None or name not in self.moved:
+        if name not in self.moved:
             return {}
+        method = get_method(self.recipe.method)
         read = [partial(self._read, expert, name) for expert in self.experts.values()]
         base = self.sources.base.read(name).to(self.device).float()
         values = group_values(method, self.moved[name], tuple(self.experts))
-        return dict(method.extra(base, Lazy(read), self.context(name), **values))
+        return method.beside(base, Lazy(read), self.context(name), values)
 
     def context(self, name: str) -> Context:
         """What the method is told about a tensor of the base."""

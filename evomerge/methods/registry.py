@@ -125,6 +125,25 @@ class Method:
             )
         return merged
 
+    def beside(
+        self,
+        base: torch.Tensor,
+        experts: Sequence[torch.Tensor],
+        context: Context,
+        values: Mapping[str, Any],
+    ) -> dict[str, torch.Tensor]:
+        """What the method makes beside one merged tensor; nothing where its formula does not hold.
+
+        Raises:
+            CandidateError: an input is not finite.
+        """
+        elsewhere = self.matrices and not context.is_matrix(tuple(base.shape))
+        if self.extra is None or elsewhere:
+            return {}
+        _refuse_nonfinite(base, experts, context)
+        with one_thread():
+            return dict(self.extra(base, experts, context, **values))
+
     def parameter(self, name: str) -> Parameter:
         """The declared parameter of that name; ConfigError with the nearest name otherwise."""
         known = {p.name: p for p in self.parameters}
