@@ -34,6 +34,12 @@ def test_a_weight_scales_the_task_vector_first() -> None:
     assert merged(FIRST, SECOND, weight=(1.0, 2.0)) == pytest.approx(merged(FIRST, doubled))
     assert merged(FIRST, SECOND, weight=(0.0, 1.0)) == pytest.approx(SECOND)
     assert merged(FIRST, SECOND, weight=0.0) == [0] * 5
+    third = [9.0, 1.0, 8.0, -2.0, 7.0]
+    found = merged(FIRST, SECOND, third, weight=(1.0, 1.0, 0.0), density=0.7)
+    assert found == merged(FIRST, SECOND, density=0.7)
+    base, experts = draw(WIDE, 4)  # as an expert of zeros it would change the variances
+    left_out = run(get_method("sce"), base, experts, weight=(1.0, 1.0, 1.0, 0.0), density=0.3)
+    assert torch.equal(left_out, run(get_method("sce"), base, experts[:3], density=0.3))
 
 
 @pytest.mark.parametrize("size", [2.0**-20, 2.0**10])

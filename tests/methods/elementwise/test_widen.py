@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from evomerge.methods import get_method
-from tests.methods.cases import TALL, WIDE, close, draw, f64, run
+from tests.methods.cases import TALL, WIDE, close, context, draw, f64, run
+from tests.methods.formulas.elementwise_b import widen as formula
 
 BASE = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
 EXPERT = torch.tensor([[3.0, 1.0, 1.0], [0.0, 0.0, 2.0]])
@@ -52,6 +53,18 @@ def test_columns_and_rows_in_another_order(shape: tuple[int, int]) -> None:
     rows = torch.randperm(shape[0], generator=generator)
     turned = run(method, base[rows][:, columns], [e[rows][:, columns] for e in experts], **values)
     close(turned, f64(found[rows][:, columns]))
+
+
+def test_columns_that_did_not_move_have_the_lowest_rank() -> None:
+    """Their cosine with themselves need not be 1 after rounding."""
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(50, 60, generator=generator)
+    moved = base + 0.1 * torch.randn(50, 60, generator=generator)
+    still = base.clone()
+    still[:, :3] = moved[:, :3]
+    found = run(get_method("widen"), base, [moved, still], ratio=0.5)
+    values = {"weight": (1.0, 1.0), "ratio": 0.5, "calibration": 1.0, "scale": 1.0}
+    close(found, formula(f64(base), [f64(moved), f64(still)], context(2), values))
 
 
 def test_nothing_calibrated_gives_identical_experts_their_average() -> None:
