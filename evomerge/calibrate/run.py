@@ -16,7 +16,7 @@ from evomerge.calibrate.store import Draft, Store, open_store
 from evomerge.calibrate.subject import Example, Subject, changed_tensors, unreached
 from evomerge.checkpoints.catalog import fingerprint
 from evomerge.checkpoints.sources import Sources
-from evomerge.checkpoints.statistics import Collection, Origin
+from evomerge.checkpoints.statistics import Collection, Origin, digest
 from evomerge.config import BackendConfig
 from evomerge.documents import did_you_mean
 from evomerge.errors import ConfigError, DataError
@@ -170,7 +170,7 @@ class _Run:
 
     def begin(self, kind: str) -> dict[str, Draft]:
         """A kind of all the sources that it is for, or where it will be collected."""
-        wanted = [BASE] if KINDS[kind].base else list(self._sources.experts)
+        wanted = [BASE] if KINDS[kind].base else sorted(self._sources.experts)
         if kind == _STATES:
             wanted = [name for name in wanted if name not in self._settings.states]
         return {s: self._store.begin(s, kind, self._origin(kind, s, wanted)) for s in wanted}
@@ -242,7 +242,7 @@ class _Run:
     def _origin(self, kind: str, source: str, together: Sequence[str]) -> Origin:
         """What a collection is of. A joint one is of all the experts and their items."""
         dtype = str(self._open().model.dtype).removeprefix("torch.")
-        settings: dict[str, Any] = {"dtype": dtype}
+        settings: dict[str, Any] = {"dtype": dtype, "tensors": digest(self._open().changed)}
         if kind == "second_moment":
             settings |= {"batch": gradients.BATCH, "decay": gradients.DECAY}
         if kind == "merged_gram":
