@@ -19,6 +19,7 @@ from evomerge.checkpoints.headers import FLOATING, TensorInfo, read_header
 from evomerge.checkpoints.layout import canonical
 from evomerge.checkpoints.open import Reader, no_safetensors, read_json, resolve
 from evomerge.errors import CheckpointError
+from evomerge.methods.numerics import one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +104,8 @@ class Adapter:
     def delta(self, name: str) -> torch.Tensor:
         """What the adapter adds to the weight of this canonical name, in float32."""
         a, b, scaling = self.factors(name)
-        product: torch.Tensor = (b @ a).mul_(scaling)
+        with one_thread():  # a matrix product's last bits may depend on how it is split
+            product: torch.Tensor = (b @ a).mul_(scaling)
         return product
 
     def facts(self) -> dict[str, str]:
