@@ -20,6 +20,8 @@ from evomerge.checkpoints.sources import Expert, Sources
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.instantiate import Merge
 from evomerge.learning.coefficients import Coefficients
+from evomerge.methods import get_method
+from evomerge.recipe import group_values
 from evomerge.space import Space
 
 KEEP = 4 << 30  # bytes of expert weights that are held in memory rather than read at every step
@@ -81,8 +83,8 @@ class MergedModel:
         """``live`` are views into the model's parameters by the names of the base's files. What the
         merge does not move must be in the model already."""
         self._model = model
-        self._constants = dict(start.constants)
         self._merge = Merge(start.recipe(space), sources, device)
+        self._method = get_method(start.method)
         self._spots = _spots(model, live, self._merge, start)
         parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         model.requires_grad_(False)
@@ -107,7 +109,7 @@ class MergedModel:
         rows = self._at.tolist()
         with torch.no_grad():
             for name, spot in self._spots.items():
-                merged = self._merge.merged(name, self._values(tuple(rows[spot.group])))
+                merged = self._merged(name, tuple(rows[spot.group]))
                 merged = merged.to(self._merge.dtype(name))
                 if not merged.isfinite().all():
                     raise CandidateError(f"the merged {name} has a value that is not finite")
@@ -121,12 +123,14 @@ class MergedModel:
         for name, spot in self._spots.items():
             gradient = self._leaves[spot.parameter].grad
             if gradient is not None:
-                merged = self._merge.merged(name, self._values(tuple(at[spot.group])))
+                merged = self._merged(name, tuple(at[spot.group]))
                 torch.autograd.backward(merged, spot.of(gradient).to(merged))
         return torch.zeros_like(self._at) if at.grad is None else at.grad
 
-    def _values(self, weight: tuple[Any, ...]) -> dict[str, Any]:
-        return {"weight": weight, **self._constants}
+    def _merged(self, name: str, weight: tuple[Any, ...]) -> torch.Tensor:
+        merge = self._merge
+        constants = group_values(self._method, merge.moved[name], tuple(merge.experts))
+        return merge.merged(name, {**constants, "weight": weight})
 
 
 def _spots(
