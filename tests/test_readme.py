@@ -9,18 +9,43 @@ from typer.testing import CliRunner
 
 from evomerge.cli.main import app
 from evomerge.config import load_experiment
+from evomerge.directions import direction_recipe
+from evomerge.methods.registry import FAMILIES
+from evomerge.recipe import load_recipe
 from evomerge.scoring.data import load_items
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
+EXPERIMENT, RECIPE, DIRECTIONS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+
+
 def test_the_experiment_is_valid(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "experiment.yaml").write_text(text)
+    (tmp_path / "experiment.yaml").write_text(EXPERIMENT)
     experiment = load_experiment(tmp_path)
 
     assert list(experiment.experts) == ["math", "code"]
     assert experiment.optimise.names == ("math", "code")
+
+
+def test_the_directions_are_valid(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_text(EXPERIMENT + DIRECTIONS)
+    experiment = load_experiment(tmp_path)
+
+    recipe = direction_recipe(experiment, experiment.directions["filtered"])
+    assert (recipe.method, list(recipe.experts)) == ("optmerge", ["math", "code"])
+
+
+def test_the_recipe_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+
+    assert recipe.parameters[0].values["weight"] == {"math": 1.0, "code": 0.7}
+
+
+def test_the_table_names_every_family() -> None:
+    shown = re.findall(r"^\| (\w+) \| \S", README[README.index("## Merge methods") :], re.MULTILINE)
+    assert shown[1:] == list(FAMILIES)
 
 
 def test_the_data_line_is_an_item(tmp_path: Path) -> None:
