@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from evomerge.methods.context import Context
 from evomerge.methods.elementwise.task_arithmetic import SCALE
 from evomerge.methods.optimised.descent import Response, flow, minimum, of_largest
-from evomerge.methods.optimised.wudi import START, WEIGHT, at_rest, descended, one_alone
+from evomerge.methods.optimised.wudi import WEIGHT, at_rest, descended, one_alone
 from evomerge.methods.registry import Parameter, register
 from evomerge.methods.spectral.decompositions import rank_of
 
@@ -21,6 +21,13 @@ TIME = Parameter(
 )
 SHARE = Parameter(
     "share", "share of the n eigendirections in which the flow moves, K/n", 0.65, 0.01, 1.0
+)
+START = Parameter(
+    "start",
+    "c of the starting point c Σ wᵢ τᵢ: 1 is the sum of the task vectors, 1/N their mean",
+    1.0,
+    0.0,
+    1.0,
 )
 
 

@@ -29,13 +29,6 @@ WEIGHT = Parameter(
     1.5,
     per_expert=True,
 )
-START = Parameter(
-    "start",
-    "c of the starting point c Σ wᵢ τᵢ: 1 is the sum of the task vectors, 1/N their mean",
-    1.0,
-    0.0,
-    1.0,
-)
 ITERATIONS = Parameter("iterations", "number of gradient steps", 300, 1, 600, integer=True)
 RATE = Parameter("rate", "learning rate", 1e-5, 1e-6, 1e-4)
 
@@ -79,14 +72,13 @@ def wudi(
 @register(
     "wudi_closed",
     family="optimised",
-    formula="θ = θ₀ + λ (M₀ + (D − M₀ C) C⁺), M₀ = c Σ wᵢ τᵢ, C = Σ wᵢ τᵢᵀτᵢ / ‖τᵢ‖², "
-    "D = Σ wᵢ τᵢτᵢᵀτᵢ / ‖τᵢ‖²",
+    formula="θ = θ₀ + λ D C⁺, C = Σ wᵢ τᵢᵀτᵢ / ‖τᵢ‖², D = Σ wᵢ τᵢτᵢᵀτᵢ / ‖τᵢ‖²",
     source="the loss of Cheng et al. 2025, WUDI-Merging (arXiv 2503.08099), minimised exactly; our "
     "derivation",
     cost="one eigendecomposition (n × n) a matrix",
-    parameters=[WEIGHT, SCALE, START],
+    parameters=[WEIGHT, SCALE],
     matrices=True,
-    plain=lambda weights: one_alone(weights, start=1.0),
+    plain=lambda weights: one_alone(weights),
 )
 def wudi_closed(
     base: torch.Tensor,
@@ -95,16 +87,16 @@ def wudi_closed(
     *,
     weight: tuple[float, ...],
     scale: float,
-    start: float,
 ) -> torch.Tensor:
-    """The exact minimum of WUDI's loss that is nearest to the starting point.
+    """The exact minimum of WUDI's loss: where its descent would end.
 
-    The gradient ``2 (M C − D)`` vanishes at ``D C⁺`` plus anything in the null space of C, and
-    descent keeps what the starting point has there. Eigenvalues whose root is below the numerical
-    rank (as of float32 weights) count as null.
+    The gradient ``2 (M C − D)`` vanishes at ``D C⁺`` plus anything in the null space of C. No task
+    vector has anything there, so it does not matter from which of their sums a descent starts.
+    Where eigenvalues are below the numerical rank (their roots, as of float32 weights) the plain
+    sum ``Σ wᵢ τᵢ`` is kept.
     """
     m, n = base.shape
-    return descended(base, experts, context, weight, scale, start, minimum((m, n)))
+    return descended(base, experts, context, weight, scale, 1.0, minimum((m, n)))
 
 
 def one_alone(
