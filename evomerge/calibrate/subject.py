@@ -1,7 +1,7 @@
 """The live model as the base or as one of the experts: its parts by the base's names, its inputs.
 
 Items are run one at a time, so nothing is padded, with the reference answer after the prompt
-(teacher forcing), as the text that training shows a model.
+(teacher forcing) but without an end token, as perplexity is measured.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def test_cuda_equals_cpu(model, request):
     requests = text_requests() if model == "llama" else image_requests()
     cuda, cpu = TransformersBackend(path), opened(path)
     cuda.open()
-    assert cuda._get()[0].device.type == "cuda"
+    assert cuda.live()[0].device.type == "cuda"
     weights = load_file(other / "model.safetensors")
     for backend in (cuda, cpu):
         backend.load(weights)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from evomerge.calibrate.subject import passes
 from evomerge.checkpoints.sources import open_sources
 from evomerge.checkpoints.statistics import Statistics, open_statistics
 from tests.calibrate.world import (
@@ -100,8 +102,6 @@ def test_towers_and_images(tmp_path: Path, tie: bool) -> None:
     write_objective(tmp_path, "sees", ["no picture"])
     image = {"type": "image", "image": picture(3)}
     messages = [{"role": "user", "content": [image, {"type": "text", "text": "what is it"}]}]
-    import json
-
     with (tmp_path / "objectives" / "sees" / "search.jsonl").open("a") as stream:
         stream.write(json.dumps({"messages": messages, "answer": "noise"}) + "\n")
     collect(
@@ -130,6 +130,30 @@ def test_towers_and_images(tmp_path: Path, tie: bool) -> None:
         assert relative(collected.read("gram", "sees", name), x.T @ x / len(x)) < 2e-6
     language = collected.read("gram", "sees", "model.layers.1.mlp.down_proj.weight")
     assert language is not None
+
+
+def test_passes() -> None:
+    sizes = {"a": 4, "b": 5, "c": 20, "d": 1, "e": 1, "f": 9}
+    assert passes(sizes, 10) == [["a", "b"], ["c"], ["d", "e"], ["f"]]
+    assert passes(sizes, 11) == [["a", "b"], ["c"], ["d", "e", "f"]]
+    assert passes(sizes, 1) == [[name] for name in sizes]
+    assert passes(sizes, 99) == [list(sizes)]
+    assert passes({}, 99) == []
+
+
+@pytest.mark.parametrize("width", [3, 1024, 1500])
+def test_a_gram_is_mirrored_block_by_block(width: int) -> None:
+    from evomerge.calibrate.activations import _Gram
+
+    generator = torch.Generator().manual_seed(0)
+    total = _Gram(width, torch.device("cpu"))
+    x = torch.randn(2, 5, width, generator=generator)
+    total.add(x)
+    total.total += 1e-9 * torch.randn(width, width, generator=generator, dtype=torch.float64)
+    mean = total.mean()
+    assert torch.equal(mean, mean.T)
+    rows = x.reshape(10, width).double()
+    assert relative(mean, rows.T @ rows / 10) < 1e-6
 
 
 def test_what_no_linear_layer_holds_alone_is_left_out_and_named(tmp_path: Path) -> None:

@@ -8,20 +8,26 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from evomerge.backends.prompts import Prompter
 from evomerge.calibrate.kinds import KINDS
+from evomerge.calibrate.run import Settings, calibrate
 from evomerge.checkpoints.catalog import fingerprint
+from evomerge.checkpoints.sources import open_sources
 from evomerge.checkpoints.statistics import Statistics, open_statistics
+from evomerge.config import BackendConfig
 from evomerge.errors import ConfigError, DataError, OutputError
 from evomerge.scoring.objectives import Objective
 from tests.calibrate.world import (
     collect,
     objectives_of,
+    relative,
     sources_of,
     statistics,
     write_objective,
 )
+from tests.merging import lora_expert
 
 ALL = tuple(KINDS)
 
@@ -202,6 +208,32 @@ def test_further_experts_that_change_more(world: Path, tmp_path: Path) -> None:
     assert {len(c.tensors) for c in found.collections} == {14}
     with pytest.raises(OutputError, match=r"tensors .*another --out"):
         collect(world, tmp_path / "s", "fisher", items=2)
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["cpu", "cuda"]
+)
+def test_a_narrow_dtype(workspace: Path, tmp_path: Path, device: str) -> None:
+    """What runs in bfloat16 is summed in float32: coarse, but of the right size."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    lora_expert(workspace / "base", tmp_path / "lora", 5)
+    paths = {"adds": str(workspace / "adds"), "lora": str(tmp_path / "lora")}
+    sources = open_sources(str(workspace / "base"), paths)
+    (tmp_path / "objectives").mkdir()
+    write_objective(tmp_path, "any", ["the a", "b in", "ab the"])
+    objectives = objectives_of(tmp_path, ["any"])
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        backend = BackendConfig(device=device, dtype=dtype)  # type: ignore[arg-type]
+        calibrate(sources, objectives, backend, tmp_path / dtype, Settings(ALL))
+        found[dtype] = open_statistics(str(tmp_path / dtype))
+    name = "model.layers.1.mlp.up_proj.weight"
+    for kind in ALL:
+        for source in ["base"] if kind == "magnitude" else paths:
+            exact, coarse = (each.read(kind, source, name) for each in found.values())
+            assert exact is not None
+            assert 1e-6 < relative(coarse, exact.double()) < 0.2, (kind, source)
 
 
 def test_the_order_of_the_experts_changes_nothing(
