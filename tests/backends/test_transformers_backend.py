@@ -143,7 +143,7 @@ def test_without_a_chat_template_text_is_continued(llama, tmp_path):
     shutil.copytree(llama, path)
     (path / "chat_template.jinja").unlink()
     backend = opened(path)
-    prompter = backend._get()[2]
+    prompter = backend.live()[2]
     ids = prompter.prompt(Generate(text_messages("the cat"), 1)).ids.tolist()
     assert ids == prompter.tokenizer("the cat")["input_ids"]
     # "t" + "he" would be one token together; after the prompt's "t" only "he" can be generated
