@@ -5,6 +5,9 @@ vectors. The entropy of a classifier's output becomes the mean entropy of the ne
 distribution at the positions of an answer: the model's own greedy one at the initial coefficients,
 its end included, made once. One port to models that generate (fusion_bench, Flan-T5) looks at
 the first token alone: ``tokens`` 1 here. No reference answer is read.
+
+Where TIES elects signs by the coefficients, the gradient is that between two elections: it does not
+see that a step may turn some.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Iterator
 import torch
 
 from evomerge.learning.coefficients import uniform
-from evomerge.learning.descent import Descent, Step, cycles, descend
+from evomerge.learning.descent import Descent, Step, batches, descend
 from evomerge.learning.session import Prediction, Sample, Session
 from evomerge.methods.learned import Learner, Settings
 
@@ -41,7 +44,7 @@ def learn(session: Session, learner: Learner, settings: Settings) -> Iterator[St
             start,
             samples,
             entropy,
-            cycles(samples, batch, steps, session.seed),
+            batches(samples, batch, steps, session.seed),
             optimiser=lambda raw: torch.optim.Adam(raw, settings["rate"]),
             shape=lambda raw: raw.clamp(0, 1),
         ),

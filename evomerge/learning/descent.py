@@ -140,21 +140,13 @@ def _check(value: float, number: int, steps: int, what: str = "the loss") -> Non
         )
 
 
-def cycles(samples: Sequence[Sample], batch: int, steps: int, seed: int) -> list[list[int]]:
-    """For each step, up to ``batch`` samples of each objective: its shuffled samples in turn."""
+def batches(samples: Sequence[Sample], batch: int, steps: int, seed: int) -> list[list[int]]:
+    """For each step ``batch`` samples of each objective, drawn afresh; all where it has fewer."""
     drawn = random.Random(f"{seed} batches")
-    queues: dict[str, list[int]] = {}
+    own: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
-        queues.setdefault(sample.objective, []).append(i)
-    waiting: dict[str, list[int]] = {name: [] for name in queues}
-    schedule = []
-    for _ in range(steps):
-        chosen = []
-        for name, own in queues.items():
-            size = min(batch, len(own))
-            if size < len(own) and len(waiting[name]) < size:
-                waiting[name] += drawn.sample(own, len(own))
-            chosen += own if size == len(own) else waiting[name][:size]
-            waiting[name] = waiting[name][size:]
-        schedule.append(chosen)
-    return schedule
+        own.setdefault(sample.objective, []).append(i)
+    return [
+        [i for each in own.values() for i in sorted(drawn.sample(each, min(batch, len(each))))]
+        for _ in range(steps)
+    ]

@@ -13,7 +13,7 @@ import torch
 
 from evomerge.errors import ConfigError
 from evomerge.learning.coefficients import uniform
-from evomerge.learning.descent import Descent, Step, cycles, descend
+from evomerge.learning.descent import Descent, Step, batches, descend
 from evomerge.learning.session import Prediction, Sample, Session
 from evomerge.methods.learned import Learner, Settings
 
@@ -38,7 +38,7 @@ def learn(session: Session, learner: Learner, settings: Settings) -> Iterator[St
             start,
             samples,
             surprise,
-            cycles(samples, batch, steps, session.seed),
+            batches(samples, batch, steps, session.seed),
             optimiser=lambda raw: torch.optim.Adam(raw, settings["rate"]),
         ),
     )

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 
 from evomerge.backends import make_backend, merge_device
-from evomerge.backends.decode import last_logits
+from evomerge.backends.decode import greedy, last_logits
 from evomerge.backends.mapping import live_tensors
 from evomerge.backends.prompts import Prompt, Prompter, collate, extended
 from evomerge.backends.transformers import TransformersBackend
 from evomerge.checkpoints.sources import Sources
 from evomerge.engine.study import Study
-from evomerge.errors import ConfigError, DataError
+from evomerge.errors import ConfigError
 from evomerge.instantiate import Merge
 from evomerge.learning.coefficients import Coefficients
 from evomerge.learning.functional import MergedModel, kept
 from evomerge.recipe import Recipe
 from evomerge.scoring.data import Item
 from evomerge.scoring.objectives import Objective
-from evomerge.scoring.requests import Generate, Generated, LogLikelihood
+from evomerge.scoring.requests import Generate, LogLikelihood
 
 
 @dataclass(frozen=True)
@@ -104,25 +104,20 @@ class Session:
         What counts is every position from which a token of the answer was chosen, its end too: at
         most ``tokens`` of them, and at most as many as the objective lets the model generate.
         """
-        asked = []
+        prompts, limits = [], []
         for item in items:
             request = objective.requests(item)[0]
-            limit = min(tokens, getattr(request, "max_new_tokens", tokens))
-            asked.append(Generate(request.messages, limit))
-        samples = []
-        for request, response in zip(asked, self.backend.run(asked), strict=True):
-            assert isinstance(response, Generated)
-            said = self._tokens(request, response.text)[: request.max_new_tokens - 1]
-            prompt = self.prompter.prompt(request)
-            prompt = extended(prompt, said) if len(said) else prompt
-            samples.append(Sample(objective.name, prompt, len(said) + 1))
+            prompts.append(self.prompter.prompt(request))
+            limits.append(min(tokens, getattr(request, "max_new_tokens", tokens)))
+        samples = [Sample(objective.name, prompt, 1) for prompt in prompts]
+        for chunk in self._chunks(samples):
+            batch = collate([prompts[i] for i in chunk], self._pad, self.model.device)
+            rows = greedy(self.model, batch, [limits[i] for i in chunk], self._stops, self._pad)
+            for i, row in zip(chunk, rows, strict=True):
+                said = torch.tensor(row[:-1], dtype=torch.int64)
+                prompt = extended(prompts[i], said) if len(said) else prompts[i]
+                samples[i] = Sample(objective.name, prompt, len(row))
         return samples
-
-    def _tokens(self, request: Generate, text: str) -> torch.Tensor:
-        try:
-            return self.prompter.continuation(LogLikelihood(request.messages, text))
-        except DataError:  # nothing but an end, or only characters that the tokeniser drops
-            return torch.zeros(0, dtype=torch.int64)
 
     def taught(self, objective: Objective, items: Sequence[Item]) -> list[Sample]:
         """Items followed by their reference answers, whose tokens are the targets.
@@ -150,7 +145,7 @@ class Session:
 
         ``depth`` asks for a hidden state: 0 for the embeddings, 1 for the last block's output.
         """
-        for chunk in _chunks(samples, self.study.experiment.backend.batch):
+        for chunk in self._chunks(samples):
             batch = collate([samples[i].prompt for i in chunk], self._pad, self.model.device)
             longest = max(samples[i].count for i in chunk)
             output = model(
@@ -186,12 +181,28 @@ class Session:
         return self.prompter.tokenizer.pad_token_id or 0
 
     @cached_property
-    def _end(self) -> int | None:
-        """The tokeniser's end token if generation stops there, else the first at which it does."""
-        own = self.prompter.tokenizer.eos_token_id
+    def _stops(self) -> list[int]:
+        """The tokens at which generation ends."""
         stops = getattr(self.model.generation_config, "eos_token_id", None)
-        ends = [stops] if isinstance(stops, int) else list(stops or [])
-        return own if not ends or own in ends else ends[0]
+        stops = self.prompter.tokenizer.eos_token_id if stops is None else stops
+        return [stops] if isinstance(stops, int) else list(stops or [])
+
+    @cached_property
+    def _end(self) -> int | None:
+        """The one that ends an answer: the tokeniser's own, if generation stops there."""
+        own = self.prompter.tokenizer.eos_token_id
+        return own if own in self._stops else next(iter(self._stops), None)
+
+    def _chunks(self, samples: Sequence[Sample]) -> Iterator[list[int]]:
+        """Places of the samples of each batch: of one family and of similar length."""
+        size = self.study.experiment.backend.batch
+        families: dict[tuple[str, ...], list[int]] = {}
+        for i, sample in enumerate(samples):
+            families.setdefault(sample.prompt.family, []).append(i)
+        for family in sorted(families):
+            order = sorted(families[family], key=lambda i: -len(samples[i].prompt.ids))
+            for start in range(0, len(order), size):
+                yield order[start : start + size]
 
 
 def open_session(study: Study, seed: int, items_for: Sequence[tuple[str, str]] = ()) -> Session:
@@ -211,14 +222,3 @@ def open_session(study: Study, seed: int, items_for: Sequence[tuple[str, str]] =
     live = live_tensors(model, study.sources.base)
     sources = kept(study.sources, study.space)
     return Session(study, backend, model, prompter, live, sources, seed, items_for)
-
-
-def _chunks(samples: Sequence[Sample], size: int) -> Iterator[list[int]]:
-    """Places of the samples of each batch: of one family and of similar length."""
-    families: dict[tuple[str, ...], list[int]] = {}
-    for i, sample in enumerate(samples):
-        families.setdefault(sample.prompt.family, []).append(i)
-    for family in sorted(families):
-        order = sorted(families[family], key=lambda i: -len(samples[i].prompt.ids))
-        for start in range(0, len(order), size):
-            yield order[start : start + size]

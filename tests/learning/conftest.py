@@ -8,58 +8,72 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evomerge.backends.transformers import TransformersBackend
 from evomerge.config import load_experiment
 from evomerge.engine.study import open_study
 from evomerge.learning.session import Session, open_session
-from evomerge.scoring.requests import Generate
-from tests.merging import full_expert, lora_expert, tensors_of
+from tests.merging import lora_expert, tensors_of, with_tensors
 from tests.models import tiny_llama
 
 EXPERTS = ("adds", "names")
 PROMPTS = ("one and", "the colour of", "what is it", "in the end", "a or b", "how many")
 ANSWER_TOKENS = 3
+ANSWERS = ("ab", "no", "in")
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base, full experts NAME, adapters NAME-lora, and data of each task in NAME.jsonl."""
+    """Base, experts NAME that know their task, noise NAME-lora, and data of the tasks."""
     root = tmp_path_factory.mktemp("learning")
     base = tiny_llama(root / "base")
     for seed, name in enumerate(EXPERTS, 1):
-        full_expert(base, root / name, seed)
+        items = [(f"{name} {prompt}", ANSWERS[(i + seed) % 3]) for i, prompt in enumerate(PROMPTS)]
+        _trained(base, root / name, items)
         lora_expert(base, root / f"{name}-lora", seed)
-        for split in ("search", "held_out"):
-            _write_task(root, name, split)
+        others = [(f"{prompt}?", answer) for prompt, answer in items]
+        for split, asked in (("search", items), ("held_out", others)):
+            lines = [json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in asked]
+            (root / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n")
     return root
 
 
-def _write_task(root: Path, name: str, split: str) -> None:
-    """Items that the full expert of that name answers perfectly."""
-    backend = TransformersBackend(root / "base", device="cpu")
-    backend.open()
-    backend.load(tensors_of(root / name))
-    prompts = [f"{name} {prompt} {split}" for prompt in PROMPTS]
-    asked = [Generate(({"role": "user", "content": prompt},), ANSWER_TOKENS) for prompt in prompts]
-    lines = [
-        json.dumps({"prompt": prompt, "answer": answer.text})
-        for prompt, answer in zip(prompts, backend.run(asked), strict=True)
-    ]
-    (root / f"{name}.{split}.jsonl").write_text("\n".join(lines) + "\n")
+def _trained(base: Path, out: Path, items: list[tuple[str, str]]) -> Path:
+    """A full expert that gives those answers; only attention and MLP matrices differ."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    moved = {n: p for n, p in model.named_parameters() if "_proj" in n}
+    optimiser = torch.optim.Adam(moved.values(), 0.01)
+    for _ in range(25):
+        optimiser.zero_grad()
+        for prompt, answer in items:
+            asked = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            said = tokenizer(answer + tokenizer.eos_token, return_tensors="pt")["input_ids"]
+            shown = torch.cat([tokenizer(asked, return_tensors="pt")["input_ids"], said], dim=1)
+            count = said.shape[1]
+            logits = model(shown).logits[0, -count - 1 : -1]
+            torch.nn.functional.cross_entropy(logits, said[0]).backward()
+        optimiser.step()
+    tensors = tensors_of(base)
+    return with_tensors(
+        base, out, {n: moved[n].detach() if n in moved else tensors[n] for n in tensors}
+    )
 
 
-def task(name: str, **changes: Any) -> dict[str, Any]:
-    """An objective written inline."""
-    return {
-        "name": name,
-        "kind": "answer",
-        "metric": "contains",
-        "max_new_tokens": ANSWER_TOKENS,
-        "data": {"search": f"{name}.search.jsonl", "held_out": f"{name}.held_out.jsonl"},
-        **changes,
-    }
+def task(expert: str, **changes: Any) -> dict[str, Any]:
+    """The objective of an expert's task, written inline."""
+    generated = {"kind": "answer", "metric": "contains", "max_new_tokens": ANSWER_TOKENS}
+    return {**surprise_of(expert), **generated, **changes}
+
+
+def surprise_of(expert: str) -> dict[str, Any]:
+    """The perplexity of the same answers."""
+    data = {split: f"{expert}.{split}.jsonl" for split in ("search", "held_out")}
+    return {"name": expert, "kind": "perplexity", "data": data}
 
 
 def written(folder: Path, path: Path, lora: bool = False, **changes: Any) -> Path:
