@@ -33,7 +33,8 @@ from evomerge.recipe import Group, group_values
 
 Examples = Mapping[str, Sequence[Example]]
 Drafts = Mapping[str, Draft]
-Place = tuple[str, int | None]
+Block = tuple[str, int | None]
+Layer = Block | str
 
 
 def merged_gram(
@@ -76,7 +77,7 @@ def merged_gram(
         put(subject.changed, subject.sources.base.read)
 
 
-def _block(subject: Subject, name: str) -> Place:
+def _block(subject: Subject, name: str) -> Block:
     return subject.places[name].tower, subject.places[name].block
 
 
@@ -129,10 +130,12 @@ def sensitivity(
         draft.record(written)
 
 
-def _alphas(subject: Subject, examples: Sequence[Example], tick: Callable[[], None]) -> Alphas:
+def _alphas(
+    subject: Subject, examples: Sequence[Example], tick: Callable[[], None]
+) -> dict[Layer, float]:
     """α by layer, from the model as it is."""
     parameters = dict(subject.model.named_parameters())
-    sums: defaultdict[object, torch.Tensor] = defaultdict(
+    sums: defaultdict[Layer, torch.Tensor] = defaultdict(
         lambda: torch.zeros((), dtype=torch.float64, device=subject.model.device)
     )
 
@@ -151,10 +154,7 @@ def _alphas(subject: Subject, examples: Sequence[Example], tick: Callable[[], No
     }
 
 
-Alphas = dict[object, float]
-
-
-def _layer(name: str) -> object:
+def _layer(name: str) -> Layer:
     """What counts as a layer: the block, or outside the blocks the tensor."""
     found = place(name)
     return name if found.block is None else (found.tower, found.block)

@@ -151,7 +151,8 @@ class _Run:
     def begin_states(self, expert: str, path: Path) -> Draft:
         """The optimiser states of an expert, or where they will be imported to."""
         imported.read_states(path)  # its errors come before the time that hashing takes
-        settings = {"file": imported.file_sha256(path)}
+        names = digest(changed_tensors(self._sources))
+        settings = {"file": imported.file_sha256(path), "tensors": names}
         origin = Origin(self._fingerprint(expert), 0, 0, items_sha256([]), settings)
         return self._store.begin(expert, _STATES, origin)
 
