@@ -133,12 +133,14 @@ class _Reading:
 
     @cached_property
     def base(self) -> Reference:
+        """``base_model``; without one what an adapter lies on, or the first model."""
         given = self.config.base_model
         if given is not None and given.lora is not None:
             raise ConfigError("base_model has a LoRA; merge that into it first")
         if given is None and self.shared.takes != "all":
             raise ConfigError(f"merge_method {self.config.merge_method!r} needs a base_model")
-        return given or Reference(model=self.listed[0].model)
+        adapted = [m for m in self.listed if m.lora is not None]
+        return given or Reference(model=[*adapted, *self.listed][0].model)
 
     @cached_property
     def merged(self) -> list[tuple[Reference, int | None]]:

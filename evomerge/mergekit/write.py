@@ -23,6 +23,13 @@ _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _FIRST_BASE = ("slerp", "nearswap", "arcee_fusion")  # with two experts the first is the base_model
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes equal lists out in full, for people to read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def to_mergekit(recipe: Recipe) -> tuple[str, list[str]]:
     """The YAML text of the same merge for mergekit, and notes on where it differs.
 
@@ -112,8 +119,13 @@ class _Writing:
             notes.append("mergekit checks no content: the sha256 of the sources are left out")
         if not all(Path(s.path).expanduser().is_dir() for s in self._sources()):
             notes.append("what is not a directory here is taken for a full model, not an adapter")
-        text = yaml.safe_dump(
-            data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+        text = yaml.dump(
+            data,
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+            width=100,
         )
         return text, notes
 
