@@ -29,12 +29,15 @@ KEEP = 4 << 30  # bytes of expert weights that are held in memory rather than re
 
 @dataclass(frozen=True)
 class _Kept(Expert):
-    """An expert whose weights stay in memory once they were read."""
+    """An expert whose weights of ``names`` stay in memory once they were read."""
 
+    names: frozenset[str] = frozenset()
     kept: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def read(self, name: str) -> torch.Tensor:
         """As of any expert, but shared: methods do not write into what they are given."""
+        if name not in self.names:
+            return super().read(name)
         if name not in self.kept:
             self.kept[name] = super().read(name)
         return self.kept[name]
@@ -48,7 +51,7 @@ def kept(sources: Sources, space: Space, limit: int = KEEP) -> Sources:
     if size > limit:
         return sources
     held = {
-        name: _Kept(**{f.name: getattr(expert, f.name) for f in fields(Expert)})
+        name: _Kept(**{f.name: getattr(expert, f.name) for f in fields(Expert)}, names=moved)
         for name, expert in sources.experts.items()
     }
     return replace(sources, experts=held)
