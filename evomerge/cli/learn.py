@@ -33,7 +33,7 @@ def learn(
     out: Annotated[Path, typer.Option(help="New recipe file.")],
     items: Annotated[
         int | None,
-        typer.Option(help="Items of each objective [default: the method's own number].", min=1),
+        typer.Option(help="Items of each objective (the method's own number if not given).", min=1),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -47,7 +47,8 @@ def learn(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="[default: the experiment's search seed]")
+        int | None,
+        typer.Option(help="Of draws and batches; the experiment's search seed if not given."),
     ] = None,
 ) -> None:
     """Learn a weight for each expert in each of the experiment's groups of tensors.
