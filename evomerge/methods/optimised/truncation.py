@@ -73,7 +73,7 @@ def count_with_ties(values: torch.Tensor, count: int) -> int:
     """``count``, and as many more as equal the last of the first ``count`` descending values."""
     if count >= len(values):
         return len(values)
-    return int((values >= values[count - 1] * (1 - _TIE)).sum())
+    return max(count, int((values >= values[count - 1] * (1 - _TIE)).sum()))
 
 
 def _refined(symmetric: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -82,7 +82,8 @@ def _refined(symmetric: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.T
     With ``X₁`` the wanted approximate vectors and a few spare ones, ``X₂`` the others, the
     invariant subspace near ``X₁`` is spanned by ``X₁ + X₂ E`` up to second order, with
     ``Eᵢⱼ = (X₂ᵀ (A X₁ − X₁ Λ))ᵢⱼ / (λⱼ − λᵢ)``. A Rayleigh-Ritz step then gives the pairs. None if
-    their residuals are not small: the caller falls back on double precision.
+    their residuals are not small, or more than ``count`` values may be equal at the cut: the
+    caller falls back on double precision.
     """
     import torch
 
@@ -99,6 +100,8 @@ def _refined(symmetric: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.T
     basis, _ = torch.linalg.qr(wanted + correction)
     image = symmetric @ basis
     values, turn = torch.linalg.eigh(basis.T @ image)
+    if values[_SPARE - 1] >= values[_SPARE] * (1 - _TIE):
+        return None
     values, turn = values[_SPARE:], turn[:, _SPARE:]
     vectors = basis @ turn
     residual = (image @ turn - vectors * values).norm(dim=0).max()

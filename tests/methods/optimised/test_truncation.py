@@ -88,5 +88,12 @@ def test_what_is_not_refined_well_is_decomposed_again(monkeypatch: pytest.Monkey
     assert torch.equal(vectors, basis.flip(1)[:, :100])
 
 
+def test_equal_values_at_the_cut_of_a_large_matrix_are_all_kept() -> None:
+    spectrum = torch.cat([torch.full((3,), 2.0), torch.full((5,), 1.0), torch.full((632,), 0.5)])
+    symmetric = gram(with_spectrum(640, spectrum.double()))
+    assert truncation._refined(symmetric, 3) is not None
+    assert [len(top(symmetric, count)[0]) for count in (2, 3, 4, 8, 9)] == [3, 3, 8, 8, 640]
+
+
 def test_a_large_matrix_of_zeros() -> None:
     assert torch.equal(truncated(torch.zeros(640, 640).double(), 9), torch.zeros(640, 640).double())
