@@ -331,3 +331,11 @@ def test_nuslerp_relative_to_a_base(folder: Path) -> None:
             merge_method="nuslerp",
             parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True},
         )
+
+
+def test_the_documentation_lists_every_shared_method() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "mergekit.md").read_text()
+    table = [
+        line.split("|")[1] for line in text.split("## Measured")[0].splitlines() if "|" in line
+    ]
+    assert {name for name in SHARED if any(f"`{name}`" in cell for cell in table)} == set(SHARED)
