@@ -1,9 +1,9 @@
 """What is compared: for each method a small grid of tries, all grids of the same size.
 
 A method is tuned by one number. That is the factor on its merged task vector where it has one, over
-the values that the OptMerge benchmark gives every method (arXiv 2505.19892); the parameter that
-``TUNED`` names elsewhere; and failing that the first parameter it has. A method without any
-parameter has one try.
+the values that the OptMerge benchmark gives every method (arXiv 2505.19892), with weights of 1; the
+parameter that ``TUNED`` names elsewhere; and failing that the first parameter it has. A method
+without any parameter has one try.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ SCALES: Final = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5)
 TUNED: Final = {
     "linear": None,  # one weight an expert: nothing that one number could tune
 }
+# where a factor on the weights is not a factor on the merged vector, the weights stay as they are
+OWN_WEIGHTS: Final = frozenset({"twin_merging"})
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def grid(method: Method) -> list[dict[str, float]]:
         return [{}]
     if tuned != "scale":
         return [{tuned: value} for value in _spread(named[tuned], len(SCALES))]
-    whole = {"weight": 1.0} if any(p.name == "weight" for p in method.parameters) else {}
+    weighted = any(p.name == "weight" for p in method.parameters)
+    whole = {"weight": 1.0} if weighted and method.name not in OWN_WEIGHTS else {}
     return [{**whole, "scale": value} for value in SCALES]
 
 
