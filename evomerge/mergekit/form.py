@@ -28,6 +28,33 @@ Setting = Number | list[Number] | list[Conditional]
 Settings = dict[str, Setting]
 
 
+class _Level(BaseModel):
+    """Whatever may set parameters."""
+
+    parameters: Settings = {}
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _shape(cls, value: Any) -> Any:
+        for name, setting in (value or {}).items() if isinstance(value or {}, dict) else ():
+            if not _is_setting(setting):
+                raise ValueError(
+                    f"{name} is {setting!r}; expected a number, a list of numbers, or a list of "
+                    f"{{filter: PART OF A NAME, value: A NUMBER OR A LIST OF NUMBERS}}"
+                )
+        return {} if value is None else value
+
+
+def _is_setting(given: Any) -> bool:
+    if isinstance(given, list) and any(isinstance(each, dict) for each in given):
+        keys = [set(each) if isinstance(each, dict) else set() for each in given]
+        return all("value" in k and k <= {"value", "filter"} for k in keys) and all(
+            _is_setting(each["value"]) for each in given
+        )
+    numbers = given if isinstance(given, list) else [given]
+    return all(isinstance(each, bool | int | float) for each in numbers)
+
+
 class Reference(BaseModel):
     """A model: a path or a hub name, with the path of a LoRA adapter on top where there is one."""
 
@@ -60,16 +87,10 @@ class Reference(BaseModel):
         return value.rstrip("/") if isinstance(value, str) and value != "/" else value
 
 
-class Input(BaseModel):
+class Input(_Level):
     """An entry of ``models``."""
 
     model: Reference
-    parameters: Settings = {}
-
-    @field_validator("parameters", mode="before")
-    @classmethod
-    def _none(cls, value: Any) -> Any:
-        return {} if value is None else value
 
 
 class Source(Input):
@@ -78,18 +99,12 @@ class Source(Input):
     layer_range: tuple[int, int]
 
 
-class Slice(BaseModel):
+class Slice(_Level):
     """A range of blocks of the output."""
 
     sources: list[Source]
-    parameters: Settings = {}
     base_model: Reference | None = None
     residual_weight: float | None = None
-
-    @field_validator("parameters", mode="before")
-    @classmethod
-    def _none(cls, value: Any) -> Any:
-        return {} if value is None else value
 
 
 class Tokenizer(BaseModel):
@@ -100,7 +115,7 @@ class Tokenizer(BaseModel):
     pad_to_multiple_of: int | None = None
 
 
-class Configuration(BaseModel):
+class Configuration(_Level):
     """The keys of a mergekit configuration; it ignores others, so they are kept to be named."""
 
     model_config = ConfigDict(extra="allow")
@@ -110,17 +125,11 @@ class Configuration(BaseModel):
     models: list[Input] | None = None
     slices: list[Slice] | None = None
     modules: dict[str, Any] | None = None
-    parameters: Settings = {}
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer_source: Literal["union", "base"] | Reference | None = None
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
-
-    @field_validator("parameters", mode="before")
-    @classmethod
-    def _none(cls, value: Any) -> Any:
-        return {} if value is None else value
 
 
 def evaluate(setting: Setting, tensor: str, t: float) -> Number | None:

@@ -58,7 +58,8 @@ def read_mergekit(document: Document, folder: Path) -> tuple[Recipe, list[str]]:
     try:
         return _Reading(config, folder).recipe(document.path)
     except ConfigError as error:
-        raise ConfigError(f"{document.where()}: {error}") from None
+        where = f"{document.where()}: "
+        raise ConfigError(where + str(error).removeprefix(where)) from None
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class _Reading:
             )
         if (self.config.models is None) == (self.config.slices is None):
             raise ConfigError("expected either models or slices")
+        if not self.listed:
+            raise ConfigError("there is no model to merge")
         if self.config.models is not None:
             return (_Part(None, tuple(m.parameters for m in self.config.models), {}),)
         parts: list[_Part] = []
@@ -125,8 +128,6 @@ class _Reading:
         slices = self.config.slices
         entries = self.config.models if slices is None else slices[0].sources if slices else []
         found = [entry.model for entry in entries or []]
-        if not found:
-            raise ConfigError("there is no model to merge")
         if len(set(found)) < len(found):
             raise ConfigError("a model is listed twice; mergekit would use it once")
         return found
