@@ -18,7 +18,10 @@ from typer.testing import CliRunner
 from evomerge.cli.main import app
 from tests.studies import write_experiment
 
-VERBS = ("run", "status", "front", "export", "merge", "validate", "methods", "inspect", "zoo")
+VERBS = (
+    "run", "status", "front", "export", "merge", "compare", "calibrate", "learn", "validate",
+    "methods", "inspect", "zoo",
+)  # fmt: skip
 
 
 def invoke(*arguments: str | Path) -> str:
