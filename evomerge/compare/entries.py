@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from evomerge.engine.study import Study
 from evomerge.errors import ConfigError
+from evomerge.mergekit.read import load_any
 from evomerge.methods import Method, all_methods, get_method
 from evomerge.methods.registry import Parameter
-from evomerge.recipe import Group, Merged, Recipe, Source, check_experts, load_recipe
+from evomerge.recipe import Group, Merged, Recipe, Source, check_experts
 
 SCALES: Final = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5)
 TUNED: Final = {
@@ -138,11 +140,9 @@ def reference_entries(study: Study) -> list[Entry]:
 
 
 def given_entry(study: Study, name: str, path: str) -> Entry:
-    """A checkpoint (whole) or a recipe file that the user wants to see beside the rest."""
+    """A checkpoint (whole) or a recipe file, mergekit's too, to see beside the rest."""
     if path.endswith((".yaml", ".yml")):
-        from pathlib import Path
-
-        recipe = load_recipe(Path(path))
+        recipe, _ = load_any(Path(path))
         return Entry(name, "given", (Try("as given", recipe),))
     whole = Group(tensors="*/*/*")
     inner = Recipe(
