@@ -74,7 +74,8 @@ class Method:
     ``average``. ``shares`` says that only the ratios of the experts' weights matter. ``statistics``
     and ``base_statistics`` are the kinds it needs of every expert and of the base: a tensor that
     lacks one follows the policy too. ``exact`` says that it is made of elementwise operations,
-    exact selections and sums in a fixed order, so that it may use all threads. ``extra``, called
+    exact selections and sums in a fixed order, so that it may use all threads. ``by_factors`` says
+    that LoRA experts are merged factor by factor, so that the factors are no mere short cut. ``extra``, called
     like the function, gives what a method makes beside the merged tensor, such as task masks.
     """
 
@@ -94,6 +95,7 @@ class Method:
     matrices: bool = False
     shares: bool = False
     exact: bool = False
+    by_factors: bool = False
     extra: Callable[..., Mapping[str, torch.Tensor]] | None = None
     statistics: tuple[str, ...] = ()
     base_statistics: tuple[str, ...] = ()

@@ -79,6 +79,8 @@ def traits(entry: Method | Learner) -> Iterator[str]:
         yield "the order of the experts has a meaning"
     if entry.matrices:
         yield "matrices: other tensors follow the common policy"
+    if entry.by_factors:
+        yield "LoRA experts are merged factor by factor: another result than of their products"
     if entry.shares:
         yield "weights are shares: only their ratios matter"
     if entry.statistics or entry.base_statistics:

@@ -54,6 +54,7 @@ UNORDERED = [case for case in CASES if not case.values[0].ordered]
 SCALED = [case for case in CASES if any(p.name == "scale" for p in case.values[0].parameters)]
 MATRICES = [case for case in CASES if case.values[0].matrices]
 INFORMED = [case for case in CASES if case.values[0].needs != "data-free"]
+SHORT = [case for case in CASES if not case.values[0].by_factors]
 every_case = pytest.mark.parametrize(("method", "count"), CASES)
 every_method = pytest.mark.parametrize("method", all_methods(), ids=lambda m: m.name)
 
@@ -246,7 +247,7 @@ def test_threads_change_no_bit(method: Method, count: int) -> None:
     assert torch.equal(found[0].view(torch.int32), found[1].view(torch.int32))
 
 
-@every_case
+@pytest.mark.parametrize(("method", "count"), SHORT)
 def test_factors_change_no_more_than_rounding(method: Method, count: int) -> None:
     """The short cut for LoRA experts is only a short cut."""
     base, experts, factors = draw_low_rank((24, 40), count)

@@ -191,6 +191,7 @@ def optmerge_full(
         Parameter("rate", "learning rate", 5e-2, 1e-4, 5e-2),
     ],
     matrices=True,
+    by_factors=True,
 )
 def optmerge_modality(
     base: torch.Tensor,
