@@ -75,8 +75,9 @@ class Method:
     and ``base_statistics`` are the kinds it needs of every expert and of the base: a tensor that
     lacks one follows the policy too. ``exact`` says that it is made of elementwise operations,
     exact selections and sums in a fixed order, so that it may use all threads. ``by_factors`` says
-    that LoRA experts are merged factor by factor, so that the factors are no mere short cut. ``extra``, called
-    like the function, gives what a method makes beside the merged tensor, such as task masks.
+    that LoRA experts are merged factor by factor, so that the factors are no mere short cut.
+    ``extra``, called like the function, gives what a method makes beside the merged tensor, such as
+    task masks.
     """
 
     name: str
