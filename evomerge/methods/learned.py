@@ -118,7 +118,7 @@ _LEARNERS = (
         name="adamerging",
         summary="Coefficients under which the merged model is surest of its own answers.",
         formula="min_λ Σ_tasks mean H(p(· | prompt, answer so far; θ₀ + Σ λᵢ τᵢ)),  λ in [0, 1]",
-        source=_ENTROPY + "layer-wise, equations 4 and 5; for models that generate, H is averaged "
+        source=_ENTROPY + "layer-wise variant; for models that generate, H is averaged "
         "over the tokens of the answer that the model gives at the start",
         cost="500 forward and backward passes over the batch, each with a merge",
         parameters=(*_ADAMERGING, _TOKENS),
