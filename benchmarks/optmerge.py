@@ -250,6 +250,7 @@ def speed(shape: tuple[int, int], threads: int, steps: int) -> dict[str, Any]:
         "reference_svds_s": prepared.__dict__,
         "reference_s": whole.__dict__,
         "reference_steps_taken": taken,
+        "load_average": os.getloadavg()[0],  # above `threads`: others had a share of the cores
         "ratio": {"wall": whole.wall / closed.wall, "cpu": whole.cpu / closed.cpu},
     }
 
@@ -327,7 +328,17 @@ def main() -> None:
     ]
     show(
         f"Time, five experts; reference: {STEPS} steps, from so many taken, and their SVDs",
-        ("matrix", "threads", "reference", "SVDs", "steps", "closed form", "ratio", "of CPU time"),
+        (
+            "matrix",
+            "threads",
+            "reference",
+            "SVDs",
+            "steps",
+            "closed form",
+            "ratio",
+            "of CPU",
+            "load",
+        ),
         [
             (
                 " x ".join(map(str, s["shape"])),
@@ -338,6 +349,7 @@ def main() -> None:
                 f"{s['closed_form_s']['wall']:.2f} s",
                 f"{s['ratio']['wall']:.0f}",
                 f"{s['ratio']['cpu']:.0f}",
+                f"{s['load_average']:.1f}",
             )
             for s in report["speed"]
         ],
