@@ -55,8 +55,8 @@ def weighted_sum(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     """``Σ wᵢ xᵢ`` from left to right in float32, each product rounded before it is added.
 
     Separate multiplication and addition (never a fused one) give the same bits on every device.
-    Terms of weight 0 are left out: added, they would turn -0 into +0. Only those of a weight that is
-    being learned stay, since its gradient is not 0.
+    Terms of weight 0 are left out: added, they would turn -0 into +0. Only those of a weight that
+    is being learned stay, since its gradient is not 0.
     """
     terms = [
         (t, w)
