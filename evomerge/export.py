@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.companions import companion_files
-from evomerge.checkpoints.digest import DTYPE_NAMES, combine, tensor_digest
-from evomerge.checkpoints.open import open_checkpoint
+from evomerge.checkpoints.scan import combine
 from evomerge.checkpoints.write import TensorSpec, write_checkpoint
 from evomerge.errors import IntegrityError
-from evomerge.instantiate import Merge
+from evomerge.instantiate import FLOATING, Merge
+from evomerge.lineage import lineage_bytes
 
 if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5_000_000_000
+WHOLE_BYTES = 1 << 29  # of tensors that cannot be merged in slices and are worked on at a time
+COPIED = 1 << 20  # elements: a slice of a tensor that is copied
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 Progress = Callable[[int, int], None]  # bytes of tensors written so far, and in all
 
 
@@ -30,8 +37,8 @@ def export(
 ) -> str:
     """Writes the merged model as a Hugging Face directory and returns its digest.
 
-    Tensors are streamed in the base's key space. The files are read back before they are published
-    by one rename: until then ``out`` does not exist, whatever happens.
+    Tensors are streamed in the base's key space, several at a time, and read back from the disk
+    before one rename publishes them: until then ``out`` does not exist, whatever happens.
 
     Args:
         card: text of the model card (README.md).
@@ -42,22 +49,12 @@ def export(
         IntegrityError: the merged weights are not the scored ones, or not what was written.
     """
     base = merge.sources.base
-    specs = [
-        TensorSpec(name, DTYPE_NAMES[merge.dtype(name)], info.shape)
-        for name, info in base.tensors.items()
-    ]
-    made: dict[str, str] = {}
+    specs = [TensorSpec(name, dtype_of(merge, name), info.shape) for name, info in base.tensors.items()]
 
-    def produce(name: str) -> torch.Tensor:
-        tensor = merge.tensor(name).cpu()
-        made[name] = tensor_digest(tensor)
-        return tensor
-
-    def verify(staging: Path) -> None:
+    def complete(made: Mapping[str, str]) -> dict[str, bytes | Path]:
         check_digest(combine(made), digest, "the merged weights")
-        written = open_checkpoint(staging)
-        read = {name: tensor_digest(written.read(name)) for name in written.tensors}
-        check_digest(combine(read), combine(made), "the weights read back from the disk")
+        merge.sources.save()
+        return {"lineage.json": lineage_bytes(merge, combine(made))}
 
     companions: dict[str, bytes | Path] = {
         **companion_files(base),
@@ -65,8 +62,94 @@ def export(
         "recipe.yaml": merge.recipe.to_yaml().encode(),
         "README.md": card.encode(),
     }
-    write_checkpoint(out, specs, produce, companions, SHARD_BYTES, verify, progress)
+    made = write_checkpoint(
+        out, specs, Producer(merge), companions, SHARD_BYTES, complete, progress, cores()
+    )
     return combine(made)
+
+
+class Producer:
+    """Makes the tensors of a merge for several threads at a time, each in slices if it can."""
+
+    def __init__(self, merge: Merge) -> None:
+        self._merge = merge
+        self._names = list(merge.sources.base.tensors)
+        self._next = {name: self._names[i + 1 : i + 3] for i, name in enumerate(self._names)}
+        self._room = Room(WHOLE_BYTES)
+
+    def __call__(self, name: str) -> Iterator[torch.Tensor]:
+        from evomerge.slices import finite, in_slices, merged
+
+        merge = self._merge
+        for following in self._next[name]:
+            merge.sources.expect(following)
+        merge.refuse_nonfinite(name)
+        owner = merge.sources.tied.get(name, name)
+        if merge.group(owner) is None:
+            yield from self._copied(owner)
+            return
+        sliced = in_slices(merge, owner)
+        if sliced is None:
+            with self._room.taken(self._whole_bytes(owner)):
+                yield merge.tensor(owner).cpu().flatten()
+            return
+        dtype = merge.dtype(owner)
+        for part in merged(sliced):
+            rounded = part.to(dtype)
+            finite(owner, sliced.method.name, part, rounded)
+            yield rounded
+
+    def _copied(self, name: str) -> Iterator[torch.Tensor]:
+        from evomerge.slices import finite
+
+        merge, base = self._merge, self._merge.sources.base
+        count = math.prod(base.tensors[name].shape)
+        for start in range(0, count, COPIED):
+            part = base.part(name, start, min(start + COPIED, count))
+            if merge.casts(name):
+                stored, part = part, part.to(merge.dtype(name))
+                finite(name, merge.recipe.method, stored, part)
+            yield part
+
+    def _whole_bytes(self, name: str) -> int:
+        """About what a method holds at a time: base, experts, task vectors, result, in float32."""
+        size = 4 * math.prod(self._merge.sources.base.tensors[name].shape)
+        return size * (2 * len(self._merge.experts) + 3)
+
+
+class Room:
+    """Lets threads in as long as what they hold together stays below a bound, or one by itself."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Waits for room, which is free again when the block ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + size <= self._limit)
+            self._held += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= size
+                self._changed.notify_all()
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def dtype_of(merge: Merge, name: str) -> str:
+    """The dtype in which a tensor leaves a merge, by its safetensors name."""
+    stored = merge.sources.base.tensors[name].dtype
+    if stored not in FLOATING or merge.recipe.dtype == "base":
+        return stored
+    return DTYPES[merge.recipe.dtype]
 
 
 def check_digest(found: str, expected: str | None, what: str) -> None:

@@ -22,6 +22,7 @@ LAYERS = [
     ["checkpoints"],
     ["recipe"],
     ["instantiate", "mergekit"],
+    ["slices", "lineage"],
     ["scoring", "space", "front"],
     ["config"],
     ["backends", "search"],

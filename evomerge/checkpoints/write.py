@@ -1,33 +1,47 @@
 """Writing a checkpoint so that it is either there and complete, or not there at all.
 
-The files are streamed, one tensor in memory at a time, into a hidden directory beside the target;
-that directory is checked and then renamed. Whatever goes wrong before, it is removed.
+Tensors are made by several threads and written as they come, each at its place, into a hidden
+directory beside the target. Meanwhile what is written is brought to the disk, read back and
+compared. Only then that directory is renamed. Whatever goes wrong before, it is removed; what a
+killed process leaves, the next one that writes to the same target removes.
 """
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import math
 import os
 import secrets
 import shutil
 import struct
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from evomerge.checkpoints.headers import ITEM_BYTES
+from evomerge.checkpoints.headers import ITEM_BYTES, TensorInfo, read_header
 from evomerge.checkpoints.open import INDEX, WEIGHTS
+from evomerge.checkpoints.scan import hasher, scan
 from evomerge.errors import IntegrityError, OutputError
+from evomerge.methods.numerics import one_thread
 
 if TYPE_CHECKING:
     import torch
     from _typeshed import ReadableBuffer
 
 _COPY_BYTES: Final = 1 << 24
+_YOUNG_SECONDS: Final = 60  # a directory may be this old before it is locked
+_SETTLED_BYTES: Final = 1 << 25  # brought to the disk and read back at a time
+
+Produce = Callable[[str], "torch.Tensor | Iterable[torch.Tensor]"]
+Complete = Callable[[Mapping[str, str]], Mapping[str, "bytes | Path"]]
 
 
 @dataclass(frozen=True)
@@ -47,47 +61,62 @@ class TensorSpec:
 def write_checkpoint(
     out: Path,
     tensors: Sequence[TensorSpec],
-    produce: Callable[[str], torch.Tensor],
+    produce: Produce,
     companions: Mapping[str, bytes | Path],
     shard_bytes: int = 5_000_000_000,
-    verify: Callable[[Path], None] | None = None,
+    complete: Complete | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write a checkpoint directory.
+    workers: int = 1,
+) -> dict[str, str]:
+    """Write a checkpoint directory and return the tensors' digests.
 
-    produce is called once for every tensor and must return the declared dtype and shape. The order
-    is that of `tensors`, but within a shard wider dtypes come first, so that all data are aligned.
-    companions are further files by their names: contents, or a file to copy. A shard holds at most
-    shard_bytes of data, or one larger tensor. verify gets the finished directory before it is
-    published; progress gets the bytes of tensors written so far and in all.
+    produce is called once for every tensor, by several threads at a time if there are workers for
+    it, and returns a tensor of the declared dtype and shape, or its elements in parts, one after
+    the other. The order is that of `tensors`, but within a shard wider dtypes come first, so that
+    all data are aligned. companions are further files by their names: contents, or a file to copy.
+    A shard holds at most shard_bytes of data, or one larger tensor. complete gets the digests of
+    all tensors as they were made, may refuse them, and gives companions that depend on them.
+    progress gets the bytes of tensors written so far and in all.
+
+    Every tensor is read back, from the disk itself where the system lets one, and must have the
+    digest that it was made with.
 
     Raises OutputError if `out` is in use or cannot be written, IntegrityError if `produce` breaks
-    its promise. On any exception `out` is as before and nothing is left beside it.
+    its promise or the disk does. On any exception `out` is as before and nothing is left beside it.
     """
     _check_names(tensors, companions)
     out = out.absolute()
     with _explained(out):
         _check_free(out)
-    shards = _shards(tensors, shard_bytes)
     staging = out.parent / f".{out.name}.staging-{secrets.token_hex(4)}"
-    try:
-        with _explained(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            staging.mkdir()
-        for name, content in companions.items():
-            _write_companion(out, staging / name, content)
-        _write_shards(out, staging, shards, produce, progress)
-        if verify is not None:
-            verify(staging)
-        with _explained(out):
-            for directory in [staging, *(each for each in staging.rglob("*") if each.is_dir())]:
-                _sync_directory(directory)
-            staging.rename(out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            with _explained(out):
+                out.parent.mkdir(parents=True, exist_ok=True)
+                _remove_abandoned(out)
+                _do("mkdir", staging.mkdir)
+                stack.enter_context(_locked(staging))
+            _check_room(out, sum(spec.nbytes for spec in tensors))
+            for name, content in companions.items():
+                _write_companion(out, staging / name, content)
+            with ExitStack() as files:
+                shards = _Shards(out, staging, _shards(tensors, shard_bytes), files)
+                digests = shards.fill(produce, progress, workers)
+            shards.check_headers()
+            for name, content in (complete(digests) if complete else {}).items():
+                _check_names((), {name: content})
+                _write_companion(out, staging / name, content)
+            with _explained(out):
+                below = [each for each in staging.rglob("*") if each.is_dir()]
+                for directory in [staging, *below]:
+                    _sync_directory(directory)
+                _do("rename", staging.rename, out)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
     with suppress(OSError):  # published; a parent that cannot be synced changes nothing of that
         _sync_directory(out.parent)
+    return digests
 
 
 def shard_names(count: int) -> list[str]:
@@ -132,46 +161,172 @@ def _shards(tensors: Sequence[TensorSpec], shard_bytes: int) -> list[list[Tensor
     return [sorted(shard, key=lambda spec: -ITEM_BYTES[spec.dtype]) for shard in shards]
 
 
-def _write_shards(
-    out: Path,
-    staging: Path,
-    shards: Sequence[Sequence[TensorSpec]],
-    produce: Callable[[str], torch.Tensor],
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    total = sum(spec.nbytes for shard in shards for spec in shard)
-    done = 0
-    names = shard_names(len(shards))
-    for file, shard in zip(names, shards, strict=True):
-        with _created(out, staging / file) as stream:
-            with _explained(out):
-                _write(stream, _header(shard))
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor goes."""
+
+    spec: TensorSpec
+    file: Path
+    descriptor: int
+    offset: int
+
+
+class _Shards:
+    """The weight files of a staging directory, while they are filled."""
+
+    def __init__(
+        self, out: Path, staging: Path, shards: Sequence[Sequence[TensorSpec]], stack: ExitStack
+    ) -> None:
+        self._out = out
+        self._stopped = threading.Event()
+        self._places: list[_Place] = []
+        self._descriptors: list[int] = []
+        names = shard_names(len(shards))
+        for name, shard in zip(names, shards, strict=True):
+            file, header = staging / name, _header(shard)
+            descriptor = stack.enter_context(_created(out, file))
+            self._descriptors.append(descriptor)
+            _write(out, descriptor, header, 0)
+            at = len(header)
             for spec in shard:
-                data = _produced(spec, produce)
-                with _explained(out):
-                    _write(stream, data)
-                done += spec.nbytes
-                if progress is not None:
-                    progress(done, total)
-    if len(shards) > 1:
-        placed = {
-            spec.name: file for file, shard in zip(names, shards, strict=True) for spec in shard
-        }
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        _write_companion(out, staging / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+                self._places.append(_Place(spec, file, descriptor, at))
+                at += spec.nbytes
+        self._total = sum(place.spec.nbytes for place in self._places)
+        if len(shards) > 1:
+            placed = {place.spec.name: place.file.name for place in self._places}
+            index = {
+                "metadata": {"total_size": self._total},
+                "weight_map": dict(sorted(placed.items())),
+            }
+            _write_companion(out, staging / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+
+    def fill(
+        self, produce: Produce, progress: Callable[[int, int], None] | None, workers: int
+    ) -> dict[str, str]:
+        """Makes, writes, syncs and reads back every tensor; their digests in order."""
+        made: dict[str, str] = {}
+        with (
+            one_thread(),
+            ThreadPoolExecutor(workers, "merge", _single_threaded) as makers,
+            ThreadPoolExecutor(1, "settle") as settler,
+        ):
+            try:
+                jobs = {makers.submit(self._make, place, produce): place for place in self._places}
+                self._collect(jobs, made, settler, progress)
+            except BaseException:
+                self._stopped.set()
+                makers.shutdown(wait=False, cancel_futures=True)
+                settler.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {place.spec.name: made[place.spec.name] for place in self._places}
+
+    def check_headers(self) -> None:
+        """IntegrityError unless the files say of every tensor what was meant."""
+        files = dict.fromkeys(place.file for place in self._places)
+        found = {n: (i.dtype, i.shape, i.offset) for f in files for n, i in read_header(f).items()}
+        for place in self._places:
+            spec = place.spec
+            if found.get(spec.name) != (spec.dtype, tuple(spec.shape), place.offset):
+                raise IntegrityError(
+                    f"the header of {place.file.name} read back from the disk does not describe "
+                    f"{spec.name!r} as written; nothing was published: check the disk"
+                )
+
+    def _collect(
+        self,
+        jobs: Mapping[Future[str], _Place],
+        made: dict[str, str],
+        settler: ThreadPoolExecutor,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        done = waiting = 0
+        settled: list[Future[None]] = []
+        batch: list[tuple[_Place, str]] = []
+        for job in as_completed(jobs):
+            place = jobs[job]
+            made[place.spec.name] = job.result()
+            batch.append((place, made[place.spec.name]))
+            done += place.spec.nbytes
+            waiting += place.spec.nbytes
+            if waiting >= _SETTLED_BYTES:
+                settled.append(settler.submit(self._settle, batch))
+                batch, waiting = [], 0
+            for each in settled:
+                if each.done():
+                    each.result()
+            if progress is not None:
+                progress(done, self._total)
+        settled.append(settler.submit(self._settle, batch))
+        for each in settled:
+            each.result()
+
+    def _make(self, place: _Place, produce: Produce) -> str:
+        """Writes one tensor and returns its digest."""
+        spec = place.spec
+        digest = hasher(spec.dtype, spec.shape)
+        at = place.offset
+        for data in _produced(spec, produce):
+            if self._stopped.is_set():
+                break
+            digest.update(data)
+            _write(self._out, place.descriptor, data, at)
+            at += memoryview(data).nbytes
+        return digest.hexdigest()
+
+    def _settle(self, batch: Sequence[tuple[_Place, str]]) -> None:
+        """Brings tensors to the disk and compares what is read back from there."""
+        for descriptor in dict.fromkeys(place.descriptor for place, _ in batch):
+            with _explained(self._out):
+                _do("fsync", getattr(os, "fdatasync", os.fsync), descriptor)
+        for place, digest in batch:
+            if self._stopped.is_set():
+                return
+            spec = place.spec
+            with suppress(OSError, AttributeError):  # without it the system's own copy is read
+                os.posix_fadvise(
+                    place.descriptor, place.offset, spec.nbytes, os.POSIX_FADV_DONTNEED
+                )
+            info = TensorInfo(spec.name, spec.dtype, spec.shape, place.file, place.offset)
+            found = scan(info)[0]
+            if found != digest:
+                raise IntegrityError(
+                    f"tensor {spec.name!r}: the weights read back from the disk have digest "
+                    f"{found}, expected {digest}; nothing was published: check the disk"
+                )
 
 
-def _produced(spec: TensorSpec, produce: Callable[[str], torch.Tensor]) -> ReadableBuffer:
+def _single_threaded() -> None:
+    """Each worker has one tensor; within it the number of threads may not decide any bit."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _produced(spec: TensorSpec, produce: Produce) -> Iterator[ReadableBuffer]:
+    """The bytes of one tensor in parts, held to what was declared."""
+    import torch
+
     from evomerge.checkpoints.digest import DTYPE_NAMES, raw_bytes
 
-    tensor = produce(spec.name)
-    found = (DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
-    if found != (spec.dtype, tuple(spec.shape)):
-        raise IntegrityError(
-            f"tensor {spec.name!r} came as {found[0]} {list(found[1])}, expected {spec.dtype} "
-            f"{list(spec.shape)}: report this as a bug"
-        )
-    return raw_bytes(tensor).data
+    made = produce(spec.name)
+    whole = isinstance(made, torch.Tensor)
+    count = 0
+    for part in [made] if isinstance(made, torch.Tensor) else made:
+        count += part.numel()
+        shape = tuple(part.shape) if whole else spec.shape
+        found = DTYPE_NAMES.get(part.dtype, str(part.dtype))
+        if (found, shape) != (spec.dtype, tuple(spec.shape)) or count > math.prod(spec.shape):
+            raise _broken_promise(spec, f"{found} {list(shape if whole else [count])}")
+        yield raw_bytes(part).data
+    if count != math.prod(spec.shape):
+        raise _broken_promise(spec, f"{count} elements")
+
+
+def _broken_promise(spec: TensorSpec, found: str) -> IntegrityError:
+    return IntegrityError(
+        f"tensor {spec.name!r} came as {found}, expected {spec.dtype} {list(spec.shape)}: report "
+        "this as a bug"
+    )
 
 
 def _header(shard: Sequence[TensorSpec]) -> bytes:
@@ -193,10 +348,11 @@ def _header(shard: Sequence[TensorSpec]) -> bytes:
 def _write_companion(out: Path, target: Path, content: bytes | Path) -> None:
     with _explained(out):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with _created(out, target) as stream:
+    with _created(out, target) as descriptor:
+        at = 0
         for part in _parts(content):
-            with _explained(out):
-                _write(stream, part)
+            _write(out, descriptor, part, at)
+            at += len(part)
 
 
 def _parts(content: bytes | Path) -> Iterator[bytes]:
@@ -209,30 +365,74 @@ def _parts(content: bytes | Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _created(out: Path, target: Path) -> Iterator[BinaryIO]:
+def _created(out: Path, target: Path) -> Iterator[int]:
     """A new file, on disk and not merely in the system's cache when the block ends."""
     with _explained(out):
-        stream = target.open("xb")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        descriptor: int = _do("create", os.open, target, flags, 0o666)
     try:
-        yield stream
+        yield descriptor
         with _explained(out):
-            stream.flush()
-            os.fsync(stream.fileno())
+            _do("fsync", os.fsync, descriptor)
     finally:
-        with _explained(out):
-            stream.close()
+        os.close(descriptor)
 
 
-def _write(stream: BinaryIO, data: ReadableBuffer) -> None:
-    stream.write(data)
+def _write(out: Path, descriptor: int, data: ReadableBuffer, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    with _explained(out):
+        while len(view):
+            written: int = _do("write", os.pwrite, descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+
+def _do(step: str, action: Callable[..., Any], *arguments: Any) -> Any:
+    """Every step that changes what is on the disk, so that a test can fail or stop at each."""
+    return action(*arguments)
 
 
 def _sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _do("fsync", os.fsync, descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _locked(staging: Path) -> Iterator[None]:
+    """While the block runs, others can see that the directory is at work."""
+    descriptor = os.open(staging, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: then nobody removes it either
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Removes what killed processes left beside the target; a lock shows those still at work."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.staging-*"):
+        if not left.is_dir() or time.time() - left.stat().st_mtime < _YOUNG_SECONDS:
+            continue
+        descriptor = os.open(left, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def _check_room(out: Path, needed: int) -> None:
+    """A disk that is too small is better known before the work than after it."""
+    free = shutil.disk_usage(out.parent)
+    if free.total and free.free < needed:
+        raise OutputError(
+            f"cannot write {out}: it takes {needed} bytes, {free.free} are free: free space there, "
+            "or choose another directory; nothing was left behind"
+        )
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def merge(
     from evomerge.instantiate import open_merge
     from evomerge.report.card import recipe_card
 
-    opened = open_merge(parsed)
+    opened = open_merge(parsed, streaming=True)
     warn_about_code(opened.sources.base)
     with ExitStack() as stack:
         if extras is not None:

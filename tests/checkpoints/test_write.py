@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from evomerge.checkpoints import write
 from evomerge.checkpoints.companions import companion_files, needs_code
-from evomerge.checkpoints.digest import DTYPE_NAMES, DTYPES
+from evomerge.checkpoints.digest import DTYPE_NAMES, DTYPES, tensor_digest
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.checkpoints.write import TensorSpec, write_checkpoint
 from evomerge.errors import IntegrityError, OutputError
@@ -179,18 +179,19 @@ def test_empty_output_directory_is_used(tmp_path: Path, weights: Tensors) -> Non
 def test_output_that_appears_meanwhile_is_kept(tmp_path: Path, weights: Tensors) -> None:
     out = tmp_path / "out"
 
-    def verify(staging: Path) -> None:
+    def appear(digests: Mapping[str, str]) -> dict[str, bytes]:
         out.mkdir()
         (out / "precious").write_text("x")
+        return {}
 
     with pytest.raises(OutputError, match="cannot write"):
-        save(out, weights, verify=verify)
+        save(out, weights, complete=appear)
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
     assert (out / "precious").read_text() == "x"
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError, SystemExit])
-@pytest.mark.parametrize("where", ["produce", "verify", "progress"])
+@pytest.mark.parametrize("where", ["produce", "complete", "progress"])
 def test_any_exception_leaves_nothing(
     tmp_path: Path, weights: Tensors, error: type[BaseException], where: str
 ) -> None:
@@ -209,7 +210,7 @@ def test_any_exception_leaves_nothing(
             produce,
             CONFIG,
             shard_bytes=100,
-            verify=fail if where == "verify" else None,
+            complete=fail if where == "complete" else None,  # type: ignore[arg-type]
             progress=fail if where == "progress" else None,
         )
     assert list(tmp_path.iterdir()) == []
@@ -279,10 +280,16 @@ def test_produce_is_held_to_its_promise(tmp_path: Path, wrong: torch.Tensor) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verify_sees_the_whole_checkpoint(tmp_path: Path, weights: Tensors) -> None:
-    seen: list[bool] = []
-    save(tmp_path / "out", weights, verify=lambda staging: seen.append(equal(staging, weights)))
-    assert seen == [True]
+def test_what_is_made_last_depends_on_the_digests(tmp_path: Path, weights: Tensors) -> None:
+    def complete(digests: Mapping[str, str]) -> dict[str, bytes | Path]:
+        return {"digests.json": json.dumps(dict(digests)).encode()}
+
+    expected = {name: tensor_digest(tensor) for name, tensor in weights.items()}
+    made = write_checkpoint(
+        tmp_path / "out", specs(weights), weights.__getitem__, CONFIG, complete=complete
+    )
+    assert made == expected
+    assert json.loads((tmp_path / "out" / "digests.json").read_text()) == expected
 
 
 def test_progress_counts_bytes(tmp_path: Path, weights: Tensors) -> None:
