@@ -88,9 +88,9 @@ class Expert:
         """The expert's weight by the base's name: float32, the base's shape, the caller's own."""
         import torch
 
-        stored = self.stored(name)
-        if stored is not None:
-            return stored.to(torch.float32, copy=True)
+        found = self.whole(name)
+        if found is not None:
+            return found.to(torch.float32, copy=True)
         assert not isinstance(self.weights, Checkpoint)
         key = canonical(name)
         whole = self.weights.replaced.get(key)
@@ -115,7 +115,7 @@ class Expert:
         assert isinstance(self.weights, Checkpoint)
         return self.weights.part(self._names[name], start, stop)
 
-    def stored(self, name: str) -> torch.Tensor | None:
+    def whole(self, name: str) -> torch.Tensor | None:
         """The weight as the expert's file holds it (or the base's, for one that it lacks).
 
         Memory-mapped and in whatever dtype: do not write into it. None if a LoRA makes it from
