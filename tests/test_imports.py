@@ -22,7 +22,7 @@ LAYERS = [
     ["checkpoints"],
     ["recipe"],
     ["instantiate", "mergekit"],
-    ["slices", "lineage"],
+    ["slices", "lineage", "bank"],
     ["scoring", "space", "front"],
     ["config"],
     ["backends", "search"],
@@ -42,6 +42,8 @@ ONLY = {
     "nevergrad": {"search.nevergrad"},
     "optuna": {"search.optuna"},
     "matplotlib": {"compare.chart"},
+    "numba": {"bank.bits", "bank.kernels"},
+    "llvmlite": {"bank.bits"},
     "pickle": set(),
     "cloudpickle": set(),
     "dill": set(),
@@ -137,7 +139,7 @@ def test_nothing_is_unpickled(module: str) -> None:
             assert node.func.id not in {"eval", "exec", "__import__"}
 
 
-HEAVY = ("torch", "transformers", "ray", "optuna", "nevergrad", "plotly", "scipy", "moocore")
+HEAVY = ("torch", "transformers", "ray", "optuna", "nevergrad", "plotly", "scipy", "moocore", "numba")
 
 
 @pytest.mark.parametrize(
