@@ -31,7 +31,6 @@ from evomerge.bank.bits import (
     from_half,
     to_bfloat,
     to_bits,
-    to_float,
     to_half,
     words,
 )

@@ -1,4 +1,4 @@
-"""The candidate that a live model holds: what has to be made anew for the next one, and what not."""
+"""The candidate that a live model holds, and what of it the next one can keep."""
 
 from __future__ import annotations
 
