@@ -28,7 +28,7 @@ def test_loading_in_place_equals_loading_from_disk(model, request):
     after = backend.run(requests)
     assert after == opened(other).run(requests)
     assert after != before
-    live_state, disk_state = backend._get()[0].state_dict(), fresh(other).state_dict()
+    live_state, disk_state = backend.live()[0].state_dict(), fresh(other).state_dict()
     assert live_state.keys() == disk_state.keys()
     assert all(torch.equal(live_state[name], disk_state[name]) for name in disk_state)
     backend.load({})
@@ -42,7 +42,7 @@ def test_what_is_not_named_returns_to_the_base(llama, other_llama):
     backend.load({first: tensors[first]})
     backend.load({second: tensors[second]})
     base = load_file(llama / "model.safetensors")
-    state = backend._get()[0].state_dict()
+    state = backend.live()[0].state_dict()
     assert torch.equal(state[second], tensors[second])
     assert torch.equal(state[first], base[first])
 
@@ -121,7 +121,7 @@ def test_a_mixture_of_experts(tmp_path):
     weights = load_file(other / "model.safetensors")
     assert sum("experts" in name for name in weights) == 2 * 3 * 3
     backend.load(weights)
-    live_state, disk_state = backend._get()[0].state_dict(), fresh(other).state_dict()
+    live_state, disk_state = backend.live()[0].state_dict(), fresh(other).state_dict()
     assert all(torch.equal(live_state[name], disk_state[name]) for name in disk_state)
     one = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
     backend.load({one: weights[one]})
@@ -170,13 +170,13 @@ def test_tied_weights(tmp_path):
     backend = opened(path)
     moved = torch.randn(stored[embedding].shape)
     backend.load({embedding: moved})
-    assert torch.equal(backend._get()[0].lm_head.weight, moved)
+    assert torch.equal(backend.live()[0].lm_head.weight, moved)
 
     both = opened(renamed(path, tmp_path / "both", lambda n: n, **{head: stored[embedding]}))
     both.load({embedding: moved, head: moved})
-    assert torch.equal(both._get()[0].lm_head.weight, moved)
+    assert torch.equal(both.live()[0].lm_head.weight, moved)
     both.load({})
-    assert torch.equal(both._get()[0].lm_head.weight, stored[embedding])
+    assert torch.equal(both.live()[0].lm_head.weight, stored[embedding])
     with pytest.raises(ConfigError, match="tied in the model but only the first was given"):
         both.load({embedding: moved})
     with pytest.raises(ConfigError, match="given different values"):
@@ -204,10 +204,10 @@ def test_a_bfloat16_checkpoint_runs_in_float32(tmp_path):
     path = tiny_llama(tmp_path / "half", dtype="bfloat16")
     requests = text_requests()
     wide = opened(path)
-    assert wide._get()[0].dtype == torch.float32
+    assert wide.live()[0].dtype == torch.float32
     wide.load({"model.norm.weight": torch.ones(32, dtype=torch.bfloat16)})
     narrow = opened(path, dtype="bfloat16")
-    assert narrow._get()[0].dtype == torch.bfloat16
+    assert narrow.live()[0].dtype == torch.bfloat16
     assert len(narrow.run(requests)) == len(requests)
 
 

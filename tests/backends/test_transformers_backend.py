@@ -143,7 +143,7 @@ def test_without_a_chat_template_text_is_continued(llama, tmp_path):
     shutil.copytree(llama, path)
     (path / "chat_template.jinja").unlink()
     backend = opened(path)
-    prompter = backend._get()[2]
+    prompter = backend.live()[2]
     ids = prompter.prompt(Generate(text_messages("the cat"), 1)).ids.tolist()
     assert ids == prompter.tokenizer("the cat")["input_ids"]
     # "t" + "he" would be one token together; after the prompt's "t" only "he" can be generated
@@ -189,7 +189,7 @@ def test_cuda_equals_cpu(model, request):
     requests = text_requests() if model == "llama" else image_requests()
     cuda, cpu = TransformersBackend(path), opened(path)
     cuda.open()
-    assert cuda._get()[0].device.type == "cuda"
+    assert cuda.live()[0].device.type == "cuda"
     weights = load_file(other / "model.safetensors")
     for backend in (cuda, cpu):
         backend.load(weights)
