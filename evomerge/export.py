@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evomerge.budget import Choice, Seen, norms_of
 from evomerge.checkpoints.companions import companion_files
 from evomerge.checkpoints.scan import combine
+from evomerge.checkpoints.sources import Expert
 from evomerge.checkpoints.write import TensorSpec, write_checkpoint
 from evomerge.errors import IntegrityError
 from evomerge.instantiate import FLOATING, Merge
@@ -25,6 +27,7 @@ SHARD_BYTES = 5_000_000_000
 WHOLE_BYTES = 1 << 29  # of tensors that cannot be merged in slices and are worked on at a time
 COPIED = 1 << 20  # elements: a slice of a tensor that is copied
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_NOTE = "# merged with an I/O budget, which left parts of experts out: see lineage.json\n"
 Progress = Callable[[int, int], None]  # bytes of tensors written so far, and in all
 
 
@@ -34,6 +37,7 @@ def export(
     card: str,
     digest: str | None = None,
     progress: Progress | None = None,
+    choice: Choice | None = None,
 ) -> str:
     """Writes the merged model as a Hugging Face directory and returns its digest.
 
@@ -43,27 +47,33 @@ def export(
     Args:
         card: text of the model card (README.md).
         digest: of the weights that were scored; None for a merge that was never scored.
+        choice: the slices of experts to read, if a budget leaves some out.
 
     Raises:
         OutputError: ``out`` exists and is not empty, or the disk is full.
         IntegrityError: the merged weights are not the scored ones, or not what was written.
     """
     base = merge.sources.base
-    specs = [TensorSpec(name, dtype_of(merge, name), info.shape) for name, info in base.tensors.items()]
+    specs = [
+        TensorSpec(name, dtype_of(merge, name), info.shape) for name, info in base.tensors.items()
+    ]
+
+    producer = Producer(merge, choice)
 
     def complete(made: Mapping[str, str]) -> dict[str, bytes | Path]:
         check_digest(combine(made), digest, "the merged weights")
-        merge.sources.save()
-        return {"lineage.json": lineage_bytes(merge, combine(made))}
+        producer.save()
+        more = {} if choice is None else {"io_budget": choice.summary()}
+        return {"lineage.json": lineage_bytes(merge, combine(made), **more)}
 
     companions: dict[str, bytes | Path] = {
         **companion_files(base),
         "config.json": config_bytes(base.config, merge.recipe.dtype),
-        "recipe.yaml": merge.recipe.to_yaml().encode(),
+        "recipe.yaml": (_NOTE if choice else "").encode() + merge.recipe.to_yaml().encode(),
         "README.md": card.encode(),
     }
     made = write_checkpoint(
-        out, specs, Producer(merge), companions, SHARD_BYTES, complete, progress, cores()
+        out, specs, producer, companions, SHARD_BYTES, complete, progress, cores()
     )
     return combine(made)
 
@@ -71,8 +81,9 @@ def export(
 class Producer:
     """Makes the tensors of a merge for several threads at a time, each in slices if it can."""
 
-    def __init__(self, merge: Merge) -> None:
+    def __init__(self, merge: Merge, choice: Choice | None = None) -> None:
         self._merge = merge
+        self._kept = None if choice is None else choice.kept
         self._names = list(merge.sources.base.tensors)
         self._next = {name: self._names[i + 1 : i + 3] for i, name in enumerate(self._names)}
         self._room = Room(WHOLE_BYTES)
@@ -81,23 +92,34 @@ class Producer:
         from evomerge.slices import finite, in_slices, merged
 
         merge = self._merge
-        for following in self._next[name]:
-            merge.sources.expect(following)
+        if self._kept is None:
+            for following in self._next[name]:
+                merge.sources.expect(following)
         merge.refuse_nonfinite(name)
         owner = merge.sources.tied.get(name, name)
         if merge.group(owner) is None:
             yield from self._copied(owner)
             return
-        sliced = in_slices(merge, owner)
+        sliced = in_slices(merge, owner, None if self._kept is None else self._kept[owner])
         if sliced is None:
             with self._room.taken(self._whole_bytes(owner)):
                 yield merge.tensor(owner).cpu().flatten()
             return
         dtype = merge.dtype(owner)
-        for part in merged(sliced):
+        seen = Seen(merge, owner) if self._kept is None else None
+        for part in merged(sliced, seen):
             rounded = part.to(dtype)
             finite(owner, sliced.method.name, part, rounded)
             yield rounded
+        if seen is not None:
+            seen.keep()
+
+    def save(self) -> None:
+        """Keeps what was learned of the sources in passing."""
+        self._merge.sources.save()
+        for expert in self._merge.experts.values():
+            if isinstance(expert, Expert):
+                norms_of(expert).save()
 
     def _copied(self, name: str) -> Iterator[torch.Tensor]:
         from evomerge.slices import finite

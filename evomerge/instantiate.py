@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.catalog import fingerprint
-from evomerge.checkpoints.scan import combine
 from evomerge.checkpoints.layout import Place, layout
 from evomerge.checkpoints.open import Checkpoint
+from evomerge.checkpoints.scan import combine
 from evomerge.checkpoints.sources import Expert, Names, Sources, open_sources
 from evomerge.checkpoints.statistics import Statistics, open_statistics
 from evomerge.errors import CandidateError, CheckpointError
@@ -137,7 +137,8 @@ class Merge:
         return found
 
     @cached_property
-    def _selected(self) -> dict[str, Group]:
+    def selected(self) -> dict[str, Group]:
+        """The group of each tensor that the recipe selects, whether an expert changes it or not."""
         return select(self.recipe, self._places)
 
     @cached_property
@@ -153,7 +154,7 @@ class Merge:
         """
         if name not in self._groups:
             owner = self.sources.tied.get(name, name)
-            group = self._selected.get(owner)
+            group = self.selected.get(owner)
             if group is not None and (
                 self.sources.base.tensors[name].dtype not in FLOATING
                 or not any(owner in expert.changed for expert in self.experts.values())

@@ -27,8 +27,9 @@ def lineage_bytes(merge: Merge, digest: str, **more: Any) -> bytes:
         "weights": digest,
         "base": _source(recipe.base, merge.sources.base, merge.sources.contents),
         "experts": {
-            name: _source(source, merge.sources.experts[name].weights,
-                          merge.sources.experts[name].contents)
+            name: _source(
+                source, merge.sources.experts[name].weights, merge.sources.experts[name].contents
+            )
             if isinstance(source, Source)
             else {"recipe": recipe_digest(source.merge)}
             for name, source in recipe.experts.items()

@@ -77,9 +77,7 @@ def _ties(tensor: Tensor) -> Part:
     return part
 
 
-def _trimmed(
-    base: torch.Tensor, expert: torch.Tensor, threshold: float, out: torch.Tensor
-) -> None:
+def _trimmed(base: torch.Tensor, expert: torch.Tensor, threshold: float, out: torch.Tensor) -> None:
     import torch
 
     if threshold == math.inf or expert is base:
@@ -124,14 +122,16 @@ class _Disjoint:
                 divisor += term if abs(w) == 1 else term.mul_(abs(w))
         if self._normalise:  # where nobody agrees the total is 0, and may be divided by anything
             total /= divisor.clamp_min_(torch.finfo(torch.float32).smallest_normal * 2**-23)
-        return total.mul_(sign)
+        total *= sign
+        return total
 
 
 def _sign(elected: torch.Tensor) -> torch.Tensor:
     """1 where the election is not negative, else -1, in place; it never is -0."""
     import torch
 
-    return torch.copysign(torch.ones((), dtype=torch.float32), elected, out=elected)
+    torch.copysign(torch.ones((), dtype=torch.float32), elected, out=elected)
+    return elected
 
 
 def _thresholds(tensor: Tensor, density: Sequence[float]) -> list[float]:
@@ -164,9 +164,9 @@ def _kth_largest(tensor: Tensor, expert: int, keep: int) -> float:
 
 
 def selected(values: Array, rank: int) -> np.float32:
-    """What stands at ``rank`` if the values are sorted, exactly, and in one pass over most of them.
+    """What stands at ``rank`` if the values are sorted, exactly, without ordering most of them.
 
-    A sample says between which two values it lies; only what lies there is ordered.
+    A sample says between which two values it lies; only those between are looked at again.
     """
     stride = values.size // _SAMPLE
     if stride < 4:
@@ -177,19 +177,15 @@ def selected(values: Array, rank: int) -> np.float32:
     first, last = math.floor(at - margin), math.ceil(at + margin)
     low = sample[first] if first >= 0 else np.float32(-math.inf)
     high = sample[last] if last < sample.size else np.float32(math.inf)
-    below = 0
-    between: list[Array] = []
-    for start in range(0, values.size, SLICE):
-        part = values[start : start + SLICE]
-        above = part >= low
-        below += part.size - np.count_nonzero(above)
-        between.append(part[above & (part <= high)])
-    inside = np.concatenate(between)
-    if not below <= rank < below + inside.size:  # the values are ordered in a way that misled
+    parts = [values[start : start + SLICE] for start in range(0, values.size, SLICE)]
+    below = sum(int(np.count_nonzero(part < low)) for part in parts)
+    upto = sum(int(np.count_nonzero(part <= high)) for part in parts)
+    if not below <= rank < upto or upto - below > values.size // 2:  # a sample that misleads
         return np.float32(np.partition(values, rank)[rank])
-    if low == high:
+    if low == high:  # as differences of rounded weights often are
         return np.float32(low)
-    return np.float32(np.partition(inside, rank - below)[rank - below])
+    inside = np.concatenate([part[(part >= low) & (part <= high)] for part in parts])
+    return selected(inside, rank - below)
 
 
 def _dropped(tensor: Tensor) -> Callable[[torch.Tensor, Sequence[torch.Tensor], int], Any]:
@@ -197,9 +193,7 @@ def _dropped(tensor: Tensor) -> Callable[[torch.Tensor, Sequence[torch.Tensor], 
     density = tensor.values["density"]
     keys = [mask_key(tensor.context, expert) for expert in tensor.context.experts]
 
-    def drop(
-        base: torch.Tensor, experts: Sequence[torch.Tensor], start: int
-    ) -> list[torch.Tensor]:
+    def drop(base: torch.Tensor, experts: Sequence[torch.Tensor], start: int) -> list[torch.Tensor]:
         result = []
         for expert, d, key in zip(experts, density, keys, strict=True):
             delta = expert - base
@@ -224,7 +218,10 @@ def _dare_linear(tensor: Tensor) -> Part:
 def _dare_ties(tensor: Tensor) -> Part:
     scale, density = tensor.values["scale"], tensor.values["density"]
     disjoint = _Disjoint(tensor.values["weight"], tensor.values["normalise"])
-    masks = [_Mask(d, mask_key(tensor.context, e)) for d, e in zip(density, tensor.context.experts)]
+    masks = [
+        _Mask(d, mask_key(tensor.context, e))
+        for d, e in zip(density, tensor.context.experts, strict=True)
+    ]
 
     def part(base: torch.Tensor, experts: list[torch.Tensor], start: int) -> torch.Tensor:
         terms = disjoint.rows(len(base))
@@ -243,7 +240,8 @@ class _Mask:
 
     def __init__(self, density: float, key: int) -> None:
         self.density, self._key = density, key
-        self._limit = np.uint64(math.floor(max(min(density, 1.0), 0.0) * 2**32) << 32 if density < 1 else 0)
+        kept = math.floor(density * 2**32) if 0 < density < 1 else 0
+        self._limit = np.uint64(kept << 32)
         self._steps = np.arange(1, SLICE + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
         self._states = np.empty((2, SLICE), np.uint64)
         self._keep = np.empty(SLICE, np.bool_)
@@ -300,5 +298,3 @@ FORMS: dict[str, Callable[[Tensor], Part]] = {
     "dare_ties": _dare_ties,
     "slerp": _slerp,
 }
-
-

@@ -8,7 +8,7 @@ it. The operations are those of the method's own function, so the bits are the s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.open import Checkpoint
@@ -16,13 +16,18 @@ from evomerge.checkpoints.sources import Expert
 from evomerge.errors import CandidateError
 from evomerge.instantiate import Merge
 from evomerge.methods import Context, Method, get_method
-from evomerge.slice_forms import FORMS, Tensor, averaged
+from evomerge.slice_forms import FORMS, SLICE, Tensor, averaged
 
 if TYPE_CHECKING:
     import torch
 
-def in_slices(merge: Merge, name: str) -> Tensor | None:
-    """A moved tensor of the merge, by the base's name, if it can be merged in slices."""
+
+def in_slices(merge: Merge, name: str, kept: Sequence[Set[int]] | None = None) -> Tensor | None:
+    """A moved tensor of the merge, by the base's name, if it can be merged in slices.
+
+    ``kept`` has for each expert the numbers of the slices that are read of it; the others are
+    taken to be the base's.
+    """
     experts = tuple(merge.experts.values())
     group = merge.group(name)
     if group is None or merge.device != "cpu":
@@ -35,26 +40,37 @@ def in_slices(merge: Merge, name: str) -> Tensor | None:
     if method.name not in FORMS and not _averaged(method, context, shape):
         return None
     base = merge.sources.base
-    same = _same(full, name)
-    read = [(lambda a, b, e=e: e.part(name, a, b).float()) for e in full]
+
+    def read(index: int) -> Callable[[int, int], torch.Tensor]:
+        expert, wanted = full[index], None if kept is None else kept[index]
+
+        def part(start: int, stop: int) -> torch.Tensor:
+            there = wanted is None or start // SLICE in wanted
+            return (expert if there else base).part(name, start, stop).float()
+
+        return part
+
     return Tensor(
         math.prod(shape),
         lambda a, b: base.part(name, a, b).float(),
-        read,
-        same,
+        [read(i) for i in range(len(full))],
+        _same(full, name),
         method,
         context,
         merge.values(group),
     )
 
 
-def merged(tensor: Tensor) -> Iterator[torch.Tensor]:
-    """The merged tensor's slices, float32, one after the other."""
+def merged(
+    tensor: Tensor, seen: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
+) -> Iterator[torch.Tensor]:
+    """The merged tensor's slices, float32, one after the other.
+
+    ``seen`` gets the number of each expert that differs from the base with its slices and the
+    base's.
+    """
     method = tensor.method
-    if method.name in FORMS:
-        form = FORMS[method.name](tensor)
-    else:
-        form = averaged(tensor)
+    form = FORMS.get(method.name, averaged)(tensor)
     for start, stop in tensor.bounds():
         base = tensor.base(start, stop)
         experts: list[torch.Tensor] = []
@@ -63,6 +79,8 @@ def merged(tensor: Tensor) -> Iterator[torch.Tensor]:
                 experts.append(base)
             else:
                 experts.append(read(start, stop) if first == i else experts[first])
+                if seen is not None and first == i:
+                    seen(i, experts[i], base)
         yield form(base, experts, start)
 
 

@@ -121,9 +121,7 @@ def test_experts_of_equal_content_are_read_once(
     at=st.floats(0, 1),
     ordered=st.booleans(),
 )
-def test_the_selection_is_exact(
-    values: list[float], times: int, at: float, ordered: bool
-) -> None:
+def test_the_selection_is_exact(values: list[float], times: int, at: float, ordered: bool) -> None:
     array = np.tile(np.array(values, np.float32), times)
     if ordered:
         array = np.sort(array)

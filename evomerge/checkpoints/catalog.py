@@ -91,7 +91,7 @@ class Contents:
             key = self._keys[file]
             if _key(file) == key:  # else it was written to while it was read
                 known = {name: self._known[name] for name in names if name in self._known}
-                _store(_entry(key), {"version": _VERSION, "file": key, "tensors": known})
+                store(_entry(key), {"version": _VERSION, "file": key, "tensors": known})
         self._stored = len(self._known)
 
     def _scanned(self, name: str) -> tuple[str, bool]:
@@ -120,7 +120,7 @@ def fingerprint_of(weights: Checkpoint | Adapter, digests: Mapping[str, str]) ->
 
 
 def _entry(key: list[str | int]) -> Path:
-    return _directory() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
+    return directory("catalog") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
 
 
 def _key(file: Path) -> list[str | int]:
@@ -129,14 +129,13 @@ def _key(file: Path) -> list[str | int]:
     return [str(real), stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _directory() -> Path:
+def directory(kind: str) -> Path:
+    """Where what was learned of checkpoints is kept."""
     chosen = os.environ.get("EVOMERGE_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "evomerge") / "catalog"
+    return (Path(chosen) if chosen else Path.home() / ".cache" / "evomerge") / kind
 
 
-def _load(
-    entry: Path, key: list[str | int], names: Iterable[str]
-) -> dict[str, tuple[str, bool]]:
+def _load(entry: Path, key: list[str | int], names: Iterable[str]) -> dict[str, tuple[str, bool]]:
     """What is stored of these tensors: nothing if there is no entry, or a damaged one."""
     found: dict[str, tuple[str, bool]] = {}
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -154,7 +153,7 @@ def _checked(digest: Any, finite: Any) -> tuple[str, bool]:
     return digest, finite
 
 
-def _store(entry: Path, value: Mapping[str, Any]) -> None:
+def store(entry: Path, value: Mapping[str, Any]) -> None:
     """Write atomically; a cache that cannot be written is no reason to stop."""
     temporary = entry.with_name(f".{entry.name}.{secrets.token_hex(4)}")
     with suppress(OSError):

@@ -107,9 +107,7 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _check(
-    file: Path, entries: Mapping[str, Any], size: int, start: int
-) -> dict[str, TensorInfo]:
+def _check(file: Path, entries: Mapping[str, Any], size: int, start: int) -> dict[str, TensorInfo]:
     available = size - start
     found: list[tuple[int, int, TensorInfo]] = []
     for name, entry in entries.items():

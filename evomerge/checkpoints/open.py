@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from evomerge.checkpoints.headers import TensorInfo as TensorInfo
 from evomerge.checkpoints.headers import ITEM_BYTES, read_header
+from evomerge.checkpoints.headers import TensorInfo as TensorInfo
 from evomerge.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.checkpoints.adapter import Adapter, open_adapter
 from evomerge.checkpoints.catalog import Contents
@@ -60,7 +60,7 @@ class Expert:
     """A fine-tune of the base.
 
     weights: the opened checkpoint or adapter; changed: the base's names of the tensors whose
-    numbers differ from the base's; contents: its catalogue.
+    numbers differ from the base's; contents: its catalogue; notes: what others keep with it.
     """
 
     weights: Checkpoint | Adapter
@@ -68,6 +68,7 @@ class Expert:
     contents: Contents = field(repr=False, compare=False)
     _base: Checkpoint = field(repr=False)
     _names: Mapping[str, str] = field(repr=False)  # base's name -> name on disk, if full
+    notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def reference(self) -> str:

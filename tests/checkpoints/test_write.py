@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -216,36 +217,30 @@ def test_any_exception_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def failing_at(k: int, real: Callable[..., Any], error: BaseException) -> Callable[..., Any]:
-    count = 0
-
-    def call(*arguments: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == k:
-            raise error
-        return real(*arguments)
-
-    return call
-
-
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 )
-@pytest.mark.parametrize(("owner", "name"), [(write, "_write"), (os, "fsync")])
-def test_full_disk_at_every_call_leaves_nothing(
+@pytest.mark.parametrize("kind", ["mkdir", "create", "write", "fsync", "rename"])
+def test_a_failure_at_every_step_leaves_nothing(
     tmp_path: Path,
     weights: Tensors,
     monkeypatch: pytest.MonkeyPatch,
-    owner: Any,
-    name: str,
+    kind: str,
     error: BaseException,
 ) -> None:
-    real = getattr(owner, name)
     messages = []
     for k in range(1, 100):
+        count = 0
+
+        def failing(step: str, action: Callable[..., Any], *arguments: Any) -> Any:
+            nonlocal count
+            count += step == kind
+            if step == kind and count == k:  # noqa: B023
+                raise error
+            return action(*arguments)
+
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, failing_at(k, real, error))
+            patch.setattr(write, "_do", failing)
             with suppress(OutputError, KeyboardInterrupt):
                 try:
                     save(tmp_path / "out", weights, shard_bytes=100)
@@ -255,19 +250,53 @@ def test_full_disk_at_every_call_leaves_nothing(
         if (tmp_path / "out").exists():
             break
         assert list(tmp_path.iterdir()) == []
-    assert k > 5
+    assert k > (1 if kind in ("mkdir", "rename") else 5)
     assert all("No space left on device: free space" in each for each in messages)
-    assert len(messages) == (k - 1 if isinstance(error, OSError) else 0)
     assert equal(tmp_path / "out", weights)
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
 
 
-def test_interrupted_rename_leaves_nothing(
+def test_a_disk_that_is_too_small_is_seen_before_the_work(
     tmp_path: Path, weights: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "rename", failing_at(1, Path.rename, KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
+    small = SimpleNamespace(total=100, free=50)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: small)
+    with pytest.raises(OutputError, match=r"it takes \d+ bytes, 50 are free"):
+        write_checkpoint(
+            tmp_path / "out", specs(weights), lambda name: pytest.fail("made a tensor"), CONFIG
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_abandoned_staging_directories_are_removed(tmp_path: Path, weights: Tensors) -> None:
+    abandoned, young, at_work = (tmp_path / f".out.staging-{n}" for n in "012")
+    for each in (abandoned, young, at_work):
+        each.mkdir()
+        (each / "model.safetensors").write_bytes(b"x")
+    for each in (abandoned, at_work):
+        os.utime(each, (0, 0))
+    with write._locked(at_work):
         save(tmp_path / "out", weights)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [young.name, at_work.name, "out"]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_tensors_may_come_in_parts(tmp_path: Path, weights: Tensors, workers: int) -> None:
+    def parts(name: str) -> list[torch.Tensor]:
+        return list(weights[name].flatten().split(5))
+
+    write_checkpoint(
+        tmp_path / "out", specs(weights), parts, CONFIG, shard_bytes=100, workers=workers
+    )
+    assert equal(tmp_path / "out", weights)
+
+
+@pytest.mark.parametrize("parts", [[torch.zeros(5)], [torch.zeros(4), torch.zeros(3)], []])
+def test_parts_are_held_to_the_promise(tmp_path: Path, parts: list[torch.Tensor]) -> None:
+    with pytest.raises(IntegrityError, match=r"'a' came as .*expected F32 \[3, 2\]"):
+        write_checkpoint(
+            tmp_path / "out", [TensorSpec("a", "F32", (3, 2))], lambda name: parts, CONFIG
+        )
     assert list(tmp_path.iterdir()) == []
 
 
