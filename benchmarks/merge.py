@@ -135,16 +135,17 @@ def against(folder: Path, python: str, path: str, repeats: int, methods: Sequenc
 
 
 def scaling(folder: Path, repeats: int, method: str = "ties") -> list[dict[str, Any]]:
-    """By experts, by size, and with experts that share tensors with the base."""
-    rows = [("160M", k, 0.0) for k in (2, 4, 8, 16)] + [("160M", 16, 0.6)]
-    rows += [("40M", 4, 0.0), ("640M", 4, 0.0), ("640M", 4, 0.6)]
+    """By experts, by size, and with experts that share 60 % of their tensors with the base."""
+    rows = {("160M", 0.0): (2, 4, 8, 16), ("160M", 0.6): (4, 16), ("40M", 0.0): (4,)}
+    rows |= {("640M", 0.0): (4,)}
     found = []
-    for size, count, shared in rows:
-        base, experts = models(folder, size, count, shared)
-        taken = median([evomerge(folder, method, base, experts) for _ in range(repeats)])
-        row = {"size": size, "experts": count, "shared": shared, **taken}
-        found.append({**row, "load": os.getloadavg()[0]})
-        print(json.dumps(found[-1]), flush=True)
+    for (size, shared), counts in rows.items():
+        base, experts = models(folder, size, max(counts), shared)
+        for count in counts:
+            runs = [evomerge(folder, method, base, experts[:count]) for _ in range(repeats)]
+            row = {"size": size, "experts": count, "shared": shared, **median(runs)}
+            found.append({**row, "load": os.getloadavg()[0]})
+            print(json.dumps(found[-1]), flush=True)
         shutil.rmtree(base.parent)
     return found
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from evomerge.checkpoints.companions import companion_files
 from evomerge.checkpoints.scan import combine
 from evomerge.checkpoints.sources import Expert
 from evomerge.checkpoints.write import TensorSpec, write_checkpoint
-from evomerge.errors import IntegrityError
+from evomerge.errors import CheckpointError, IntegrityError
 from evomerge.instantiate import FLOATING, Merge
 from evomerge.lineage import lineage_bytes
 
@@ -72,10 +73,34 @@ def export(
         "recipe.yaml": (_NOTE if choice else "").encode() + merge.recipe.to_yaml().encode(),
         "README.md": card.encode(),
     }
+    _load_torch(merge)
     made = write_checkpoint(
         out, specs, producer, companions, SHARD_BYTES, complete, progress, cores()
     )
     return combine(made)
+
+
+def _load_torch(merge: Merge) -> None:
+    """Imports torch; the sources are read and hashed meanwhile, which takes another core."""
+    if "torch" in sys.modules:
+        return
+    loaded = threading.Event()
+
+    def ahead() -> None:
+        with suppress(CheckpointError):  # it comes again when its tensor's turn comes
+            for name in merge.sources.base.tensors:
+                for contents, stored in merge.sources.behind(name, name in merge.selected):
+                    if loaded.is_set():
+                        return
+                    contents.is_finite(stored)
+
+    reader = threading.Thread(target=ahead, name="ahead")
+    reader.start()
+    try:
+        import torch  # noqa: F401
+    finally:
+        loaded.set()
+        reader.join()
 
 
 class Producer:
@@ -94,9 +119,9 @@ class Producer:
         merge = self._merge
         if self._kept is None:
             for following in self._next[name]:
-                merge.sources.expect(following)
-        merge.refuse_nonfinite(name)
+                merge.expect(following)
         owner = merge.sources.tied.get(name, name)
+        merge.refuse_nonfinite(owner)
         if merge.group(owner) is None:
             yield from self._copied(owner)
             return

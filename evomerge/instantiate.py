@@ -217,12 +217,21 @@ class Merge:
         read = [partial(self._read, expert, name) for expert in self.experts.values()]
         return method.merge(base.float(), Lazy(read), self.context(name), values)
 
+    def expect(self, name: str) -> None:
+        """Tells the system that what makes a tensor will be read soon."""
+        self.sources.base.expect(name)
+        if name in self.selected:
+            for expert in self.sources.experts.values():
+                for stored in expert.stored(name):
+                    expert.weights.expect(stored)
+
     def refuse_nonfinite(self, name: str) -> None:
-        """CheckpointError if a source of a tensor, in whatever merge within, holds NaN or Inf."""
-        self.sources.refuse_nonfinite(name)
-        for each in (*self.experts.values(), self.anchor):
-            if isinstance(each, MergedExpert):
-                each.merge.refuse_nonfinite(name)
+        """CheckpointError if what makes a tensor, in whatever merge within, holds NaN or Inf."""
+        self.sources.refuse_nonfinite(name, experts=name in self.selected)
+        if name in self.selected:
+            for each in (*self.experts.values(), self.anchor):
+                if isinstance(each, MergedExpert):
+                    each.merge.refuse_nonfinite(name)
 
     def values(self, group: Group) -> dict[str, Any]:
         """The method's parameters for the tensors of one group."""

@@ -111,7 +111,8 @@ class _Disjoint:
         """Their disjoint merge, valid until the next slice."""
         import torch
 
-        elected, total, divisor = self._sums[:, : len(terms[0])].zero_()
+        sums = self._sums[:, : len(terms[0])].zero_()
+        elected, total, divisor = sums[0], sums[1], sums[2]
         for term, w in zip(terms, self._weight, strict=True):
             elected += term if w == 1 else term.mul_(w)
         sign = _sign(elected)

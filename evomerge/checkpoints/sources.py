@@ -165,24 +165,27 @@ class Sources:
     tied: Mapping[str, str]
     contents: Contents = field(repr=False, compare=False)
 
-    def expect(self, name: str) -> None:
-        """Tells the system that a tensor will be read soon from the base and the experts."""
-        self.base.expect(name)
-        for expert in self.experts.values():
+    def behind(self, name: str, experts: bool = True) -> Iterator[tuple[Contents, str]]:
+        """The catalogues and names on disk of what the base, and the experts, hold for a tensor."""
+        yield self.contents, name
+        for expert in self.experts.values() if experts else ():
             for stored in expert.stored(name):
-                expert.weights.expect(stored)
+                yield expert.contents, stored
 
     def save(self) -> None:
         """Keeps on disk what the catalogues have learned."""
         for contents in (self.contents, *(each.contents for each in self.experts.values())):
             contents.save()
 
-    def refuse_nonfinite(self, name: str | None = None) -> None:
-        """CheckpointError that lists the tensors with NaN or Inf: of all, or behind one name."""
+    def refuse_nonfinite(self, name: str | None = None, experts: bool = True) -> None:
+        """CheckpointError that lists the tensors with NaN or Inf: of all, or behind one name.
+
+        Without ``experts`` only the base is looked at.
+        """
         owners: list[tuple[str, Checkpoint | Adapter, Contents, list[str]]] = [
             ("base", self.base, self.contents, list(self.base.tensors) if name is None else [name])
         ]
-        for owner, expert in self.experts.items():
+        for owner, expert in self.experts.items() if experts else ():
             stored = sorted(expert.weights.tensors) if name is None else expert.stored(name)
             owners.append((owner, expert.weights, expert.contents, stored))
         _raise_all(
