@@ -86,6 +86,23 @@ def to_half(typing: Any, number: Any) -> Any:
     return types.uint16(types.float32), generate
 
 
+@intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """Asks for the cache line at an address, which need not be one of the process's own."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        module = builder.module
+        name = "llvm.prefetch.p0"
+        function = module.globals.get(name) or ir.Function(module, kind, name)
+        where = builder.inttoptr(values[0], byte)
+        builder.call(function, [where, word(0), word(2), word(1)])  # to read, into L2, data
+        return context.get_dummy_value()
+
+    return types.void(address), generate
+
+
 @njit(inline="always")
 def from_bfloat(bits: Any) -> Any:
     """The float32 of a bfloat16's bits."""

@@ -7,7 +7,6 @@ writes. So its result has the bits of the eager function's.
 
 Sources are given as addresses with the codes of ``bits``. The masks of the task vectors:
 
-- ``KEEP``: all entries;
 - ``ABOVE``: those of at least ``limit`` in magnitude, the others being zero;
 - ``DRAWN``: those whose hash is below ``limit``, times ``inverse`` (see ``masks.random_keep``).
 
@@ -29,17 +28,19 @@ from evomerge.bank.bits import (
     floats,
     from_bfloat,
     from_half,
+    prefetch,
     to_bfloat,
     to_bits,
     to_half,
     words,
 )
 
-KEEP: Final = 0
-ABOVE: Final = 1
-DRAWN: Final = 2
+ABOVE: Final = 0
+DRAWN: Final = 1
 
-BLOCK: Final = 2048  # of float32 in a buffer: all of them fit into the second-level cache
+BLOCK: Final = (
+    1024  # elements in a buffer: float32 ones of eight sources fit into the first-level cache
+)
 _INFINITE: Final = uint32(0x7F800000)
 _MAGNITUDE: Final = uint32(0x7FFFFFFF)
 _ZERO: Final = float32(0)
@@ -62,6 +63,15 @@ def _widen(address: Any, code: Any, start: Any, count: Any, out: Any) -> None:
         bits = carray(words(address + 2 * start), (count,))
         for j in range(count):
             out[j] = from_half(bits[j])
+
+
+@_compiled
+def _expect(address: Any, code: Any, start: Any, count: Any) -> None:
+    """Tells the processor that these entries of a source are wanted soon."""
+    size = 4 if code == FLOAT32 else 2
+    first = address + size * start
+    for line in range(0, size * count, 64):
+        prefetch(first + line)
 
 
 @_compiled
@@ -99,29 +109,51 @@ def _draw(values: Any, start: Any, count: Any, key: Any, limit: Any, inverse: An
 
 
 @_compiled
-def _term(
-    source: Any,
-    mask: Any,
-    start: Any,
-    count: Any,
-    base: Any,
-    relative: Any,
-    weight: Any,
-    out: Any,
-) -> None:
-    """One weighted term of a sum: ``weight * source``, or of its masked task vector."""
+def _term(source: Any, mask: Any, start: Any, count: Any, base: Any, weight: Any, out: Any) -> None:
+    """The weighted and masked task vector of a source."""
     address, code = source
     kind, limit, key, inverse, hashed = mask
-    if relative and kind != DRAWN:
+    _expect(address, code, start + 2 * BLOCK, BLOCK)
+    if kind == ABOVE:
         _above(address, code, start, count, base, limit, weight, out)
         return
     _widen(address, code, start, count, out)
-    if relative:
-        for j in range(count):
-            out[j] = out[j] - base[j]
-        _draw(out, start, count, key, hashed, inverse)
+    for j in range(count):
+        out[j] = out[j] - base[j]
+    _draw(out, start, count, key, hashed, inverse)
     for j in range(count):
         out[j] = out[j] * weight
+
+
+@_compiled
+def _add(
+    source: Any, start: Any, count: Any, base: Any, relative: Any, weight: Any, total: Any
+) -> None:
+    """``total += weight * source``, or ``weight * (source - base)``, without a mask."""
+    address, code = source
+    _expect(address, code, start + 2 * BLOCK, BLOCK)
+    if code == FLOAT32:
+        wide = carray(floats(address + 4 * start), (count,))
+        if relative:
+            for j in range(count):
+                total[j] += (wide[j] - base[j]) * weight
+        else:
+            for j in range(count):
+                total[j] += wide[j] * weight
+        return
+    bits = carray(words(address + 2 * start), (count,))
+    if code == BFLOAT16 and relative:
+        for j in range(count):
+            total[j] += (from_bfloat(bits[j]) - base[j]) * weight
+    elif code == BFLOAT16:
+        for j in range(count):
+            total[j] += from_bfloat(bits[j]) * weight
+    elif relative:
+        for j in range(count):
+            total[j] += (from_half(bits[j]) - base[j]) * weight
+    else:
+        for j in range(count):
+            total[j] += from_half(bits[j]) * weight
 
 
 @_compiled
@@ -137,11 +169,17 @@ def _round(values: Any, rounding: Any, count: Any) -> None:
 
 @_compiled
 def _finish(
-    values: Any, base: Any, base_code: Any, out: Any, start: Any, count: Any
+    values: Any, scale: Any, base: Any, base_code: Any, out: Any, start: Any, count: Any
 ) -> tuple[Any, Any]:
-    """Rounds a block and writes it; see the module for what it returns."""
+    """Rounds and writes ``base + scale * values``, or ``values`` if scale is NaN.
+
+    See the module for what it returns. A scale of 1 changes no bit.
+    """
     address, rounding, stored = out
     largest, equal = uint32(0), uint32(0)
+    if scale == scale:
+        for j in range(count):
+            values[j] = base[j] + values[j] * scale
     if rounding == BFLOAT16 and stored == BFLOAT16 and base_code == BFLOAT16:
         bits = carray(words(address + 2 * start), (count,))
         for j in range(count):
@@ -192,24 +230,24 @@ def combine(
     addresses, codes = sources
     kinds, limits, keys, inverses, hashed = masks
     here, total, term = np.empty(BLOCK, float32), np.empty(BLOCK, float32), np.empty(BLOCK, float32)
+    start_from = float32(-0.0) if len(addresses) else _ZERO  # x + -0 is x, of whatever sign
+    scale = _ONE if relative else float32(np.nan)
     finite, unchanged = True, 0
     for at in range(start, stop, BLOCK):
         count = min(BLOCK, stop - at)
+        _expect(base[0], base[1], at + 2 * BLOCK, BLOCK)
         _widen(base[0], base[1], at, count, here)
-        if len(addresses) == 0:
-            total[:count] = _ZERO
+        total[:] = start_from
         for i in range(len(addresses)):
-            mask = (kinds[i], limits[i], keys[i], inverses[i], hashed[i])
-            target = total if i == 0 else term
             source = (addresses[i], codes[i])
-            _term(source, mask, at, count, here, relative, weights[i], target)
-            if i > 0:
-                for j in range(count):
-                    total[j] += term[j]
-        if relative:
+            if kinds[i] == ABOVE and limits[i] == _ZERO:
+                _add(source, at, count, here, relative, weights[i], total)
+                continue
+            mask = (kinds[i], limits[i], keys[i], inverses[i], hashed[i])
+            _term(source, mask, at, count, here, weights[i], term)
             for j in range(count):
-                total[j] = here[j] + total[j]
-        good, equal = _finish(total, here, base[1], out, at, count)
+                total[j] += term[j]
+        good, equal = _finish(total, scale, here, base[1], out, at, count)
         finite &= good
         unchanged += equal
     return finite, unchanged
@@ -304,12 +342,13 @@ def elect(
     finite, unchanged = True, 0
     for at in range(start, stop, BLOCK):
         count = min(BLOCK, stop - at)
+        _expect(base[0], base[1], at + 2 * BLOCK, BLOCK)
         _widen(base[0], base[1], at, count, here)
         for first in range(0, max(experts, 1), 4):
             for i in range(first, min(first + 4, experts)):
                 mask = (kinds[i], limits[i], keys[i], inverses[i], hashed[i])
                 source = (addresses[i], codes[i])
-                _term(source, mask, at, count, here, True, weights[i], terms[i - first])
+                _term(source, mask, at, count, here, weights[i], terms[i - first])
             if experts <= 2:
                 _vote_two(terms[0], terms[1], shares, normalise, count, total)
                 continue
@@ -325,9 +364,7 @@ def elect(
             e, f, g, h, k = sums[0], sums[1], sums[2], sums[3], sums[4]
             for j in range(count):
                 total[j] = _verdict((e[j], f[j], g[j], h[j], k[j]), normalise)
-        for j in range(count):
-            total[j] = here[j] + total[j] * scale
-        good, equal = _finish(total, here, base[1], out, at, count)
+        good, equal = _finish(total, scale, here, base[1], out, at, count)
         finite &= good
         unchanged += equal
     return finite, unchanged
