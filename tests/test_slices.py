@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge import slice_forms, slices
-from evomerge.export import Producer
+from evomerge.errors import CheckpointError
+from evomerge.export import Producer, Room, export
 from evomerge.instantiate import open_merge
+from evomerge.recipe import Recipe
+from tests.merging import tensors_of, with_tensors
 from tests.sliced import HEAD, UP, recipe, write_models
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -89,3 +93,41 @@ def test_the_selection_is_exact(values: list[float], times: int, at: float, orde
         array = np.sort(array)
     rank = min(int(at * array.size), array.size - 1)
     assert slice_forms.selected(array, rank) == np.sort(array)[rank]
+
+
+def test_a_source_with_nan_is_refused_when_its_tensor_comes(models: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(models / "a")
+    tensors[UP][3, 4] = float("nan")
+    broken = with_tensors(models / "a", tmp_path / "broken", tensors)
+    made = recipe(models, "ties", {}, a=str(broken), b="b")
+    with pytest.raises(CheckpointError, match=r"NaN or Inf.*a: tensor 'model\.layers\.0\.mlp\.up"):
+        export(open_merge(made, streaming=True), tmp_path / "out", "")
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+    elsewhere = made.model_dump(exclude_none=True) | {"parameters": [{"tensors": "head/*/*"}]}
+    export(open_merge(Recipe.model_validate(elsewhere), streaming=True), tmp_path / "out", "")
+
+
+def test_the_number_of_threads_changes_nothing(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(models, "tsv_m", {}, a="a", b="b")  # decompositions, of whole tensors
+    digests = set()
+    for count in (1, 2, 5):
+        monkeypatch.setattr("evomerge.export.cores", lambda count=count: count)
+        digests.add(export(open_merge(made, streaming=True), tmp_path / str(count), ""))
+    assert len(digests) == 1
+
+
+def test_whole_tensors_share_the_room() -> None:
+    room, entered = Room(100), threading.Event()
+
+    def take(size: int) -> None:
+        with room.taken(size):
+            entered.set()
+
+    with room.taken(60), room.taken(40):
+        waiting = threading.Thread(target=take, args=(500,))
+        waiting.start()
+        assert not entered.wait(0.05)
+    waiting.join()
+    assert entered.is_set()  # larger than the bound, and alone
