@@ -191,17 +191,21 @@ def main() -> None:
     parser.add_argument("--mergekit-path", default="", help="PYTHONPATH for it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--no-scaling", action="store_true")
+    parser.add_argument("--parts", nargs="*", default=["methods", "scaling"])
     parser.add_argument("--folder", help="where the models are written [a temporary folder]")
     options = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine()}
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        result["methods"] = against(
-            folder, options.mergekit, options.mergekit_path, options.repeats, options.methods
-        )
-        if not options.no_scaling:
-            result["scaling"] = scaling(folder, options.repeats)
+        folder, on = Path(name), machine()
+        if "methods" in options.parts:
+            rows: Any = against(
+                folder, options.mergekit, options.mergekit_path, options.repeats, options.methods
+            )
+            rows = {**result.get("methods", {}).get("rows", {}), **rows}
+            result["methods"] = {"machine": on, "repeats": options.repeats, "rows": rows}
+        if "scaling" in options.parts:
+            rows = scaling(folder, options.repeats)
+            result["scaling"] = {"machine": on, "repeats": options.repeats, "rows": rows}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written to {RESULTS}")

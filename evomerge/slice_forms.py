@@ -262,20 +262,24 @@ class _Mask:
 
 def _slerp(tensor: Tensor) -> Part:
     """The inner products in a first pass; their terms are added exactly, in whatever order."""
-    sums: dict[tuple[int, int], list[float]] = {(0, 0): [], (0, 1): [], (1, 1): []}
+    import torch
+
+    first, second = [tensor.base, *tensor.experts][-2:]
+    sums: tuple[list[float], ...] = ([], [], [])
+    memory = torch.empty(3, SLICE, dtype=torch.float64)
     for start, stop in tensor.bounds():
-        base = tensor.base(start, stop)
-        ends = [base, *(read(start, stop) for read in tensor.experts)][-2:]
-        for (i, j), found in sums.items():
-            found += _row_sums(ends[i], ends[j])
-    one, both, two = (math.fsum(each) for each in sums.values())
-    weights = arc(one, both, two, tensor.values["t"])
+        one, two, product = memory[:, : stop - start]
+        one.copy_(first(start, stop))
+        two.copy_(second(start, stop))
+        for found, a, b in zip(sums, (one, one, two), (one, two, two), strict=True):
+            found += _row_sums(torch.mul(a, b, out=product))
+    inner = [math.fsum(each) for each in sums]
+    weights = arc(inner[0], inner[1], inner[2], tensor.values["t"])
     return lambda base, experts, start: weighted_sum([base, *experts][-2:], weights)
 
 
-def _row_sums(a: torch.Tensor, b: torch.Tensor) -> list[float]:
+def _row_sums(product: torch.Tensor) -> list[float]:
     """The terms of ``numerics.dot``, whose rows begin anew with each slice."""
-    product = a.double() * b.double()
     whole = product.numel() // _ROW * _ROW
     rows: list[float] = product[:whole].view(-1, _ROW).sum(dim=1).tolist()
     return rows + product[whole:].tolist()
