@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -77,15 +78,16 @@ class Bank:
         Raises:
             CandidateError: a tensor is not finite.
         """
+        values: dict[str, dict[str, Any]] = {}  # by group: many tensors share one
         batch: list[str] = []
         elements = 0
         for name in names:
             batch.append(name)
             elements += math.prod(self.sources.base.tensors[name].shape)
             if elements >= _BATCH:
-                yield from self._batch(merge, batch, destination)
+                yield from self._batch(merge, batch, values, destination)
                 batch, elements = [], 0
-        yield from self._batch(merge, batch, destination)
+        yield from self._batch(merge, batch, values, destination)
 
     @property
     def nbytes(self) -> int:
@@ -98,8 +100,14 @@ class Bank:
         """Ends the bank's threads."""
         self._pool.shutdown()
 
-    def _batch(self, merge: Merge, names: list[str], destination: Destination) -> Iterator[Made]:
-        jobs = {name: self._job(merge, name, destination) for name in names}
+    def _batch(
+        self,
+        merge: Merge,
+        names: list[str],
+        values: dict[str, dict[str, Any]],
+        destination: Destination,
+    ) -> Iterator[Made]:
+        jobs = {name: self._job(merge, name, values, destination) for name in names}
         work([job for job in jobs.values() if job is not None], self._pool, self.threads)
         for name, job in jobs.items():
             if job is not None and job.finite:
@@ -114,7 +122,13 @@ class Bank:
         base = self.sources.base.read(name).to(tensor)
         return Made(name, tensor, tensor.dtype, int((tensor == base).sum()))
 
-    def _job(self, merge: Merge, name: str, destination: Destination) -> Job | None:
+    def _job(
+        self,
+        merge: Merge,
+        name: str,
+        values: dict[str, dict[str, Any]],
+        destination: Destination,
+    ) -> Job | None:
         """What a kernel has to do for a tensor; None where only the reference can make it."""
         owner = self.sources.tied.get(name, name)
         group, names = merge.group(owner), tuple(merge.experts)
@@ -125,8 +139,10 @@ class Bank:
         experts = [self.expert(each, owner) for each in names]
         if any(code(t) is None for t in (dtype, base.dtype, *(e.dtype for e in experts))):
             return None
-        facts = _Facts(self, names)
-        how = plan(merge.recipe.method, merge.context(owner), merge.values(group), facts)
+        if group.tensors not in values:
+            values[group.tensors] = merge.values(group)
+        given, context = values[group.tensors], merge.context(owner)
+        how = plan(merge.recipe.method, context, given, _Facts(self, names))
         if how is None:
             return None
         out = destination(name, dtype)

@@ -54,5 +54,7 @@ class Ranks:
         if keep <= 0:
             return float("inf")
         rank = self.count - keep
-        at = rank if self.ends is None else int(np.searchsorted(self.ends, rank, side="right"))
-        return float(self.magnitudes[at])
+        if self.ends is None:
+            return float(self.magnitudes[rank])
+        wanted = self.ends.dtype.type(rank)  # of another type, the whole array would be converted
+        return float(self.magnitudes[self.ends.searchsorted(wanted, side="right")])
