@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from evomerge.checkpoints import write
+from evomerge.checkpoints import disk
 from evomerge.checkpoints.catalog import catalog, fingerprint
 from evomerge.checkpoints.digest import combine, tensor_digest
 from evomerge.checkpoints.open import open_checkpoint
@@ -198,7 +198,7 @@ def test_other_weights_than_the_scored_ones(merge: Merge, tmp_path: Path) -> Non
 def test_weights_that_change_on_the_disk(
     merge: Merge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = write._do
+    whole = disk.step
 
     def flip(step: str, action: Any, *arguments: Any) -> Any:
         if step == "write" and len(arguments[1]) == 32 * 32 * 2:  # a projection
@@ -207,14 +207,14 @@ def test_weights_that_change_on_the_disk(
             arguments = (arguments[0], raw, *arguments[2:])
         return whole(step, action, *arguments)
 
-    monkeypatch.setattr(write, "_do", flip)
+    monkeypatch.setattr(disk, "step", flip)
     with pytest.raises(IntegrityError, match="read back from the disk have digest"):
         export(merge, tmp_path / "out", "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk(merge: Merge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = write._do
+    whole = disk.step
     left = 30_000
 
     def limited(step: str, action: Any, *arguments: Any) -> Any:
@@ -224,7 +224,7 @@ def test_a_full_disk(merge: Merge, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             raise OSError(errno.ENOSPC, "No space left on device")
         return whole(step, action, *arguments)
 
-    monkeypatch.setattr(write, "_do", limited)
+    monkeypatch.setattr(disk, "step", limited)
     with pytest.raises(OutputError, match=r"cannot write .*out: No space left on device"):
         export(merge, tmp_path / "out", "")
     assert list(tmp_path.iterdir()) == []
@@ -308,7 +308,7 @@ def test_an_export_that_fails_at_any_step_leaves_nothing(
         out.mkdir()
         with monkeypatch.context() as patch:
             interrupted = Interrupted(k, error)
-            patch.setattr(write, "_do", interrupted)
+            patch.setattr(disk, "step", interrupted)
             try:
                 export(open_merge(small, streaming=True), out, "card")
             except (OutputError, KeyboardInterrupt, MemoryError):
@@ -347,7 +347,7 @@ def test_an_export_that_is_killed_at_any_step_leaves_the_old_or_the_new(
         if child == 0:  # no thread of the parent is at work; the child ends by a signal or here
             code = 1
             with suppress(BaseException):
-                write._do = Interrupted(k, None)
+                disk.step = Interrupted(k, None)
                 export(open_merge(small, streaming=True), out, "card")
                 code = 0
             os._exit(code)

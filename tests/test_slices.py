@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge import slice_forms, slices
@@ -81,6 +81,7 @@ def test_experts_of_equal_content_are_read_once(
     assert torch.equal(sliced, open_merge(made).merged(UP))
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(st.floats(0, 10, width=32), min_size=1, max_size=50),
     times=st.integers(1, 4000),

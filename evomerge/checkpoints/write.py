@@ -8,8 +8,6 @@ killed process leaves, the next one that writes to the same target removes.
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import json
 import math
 import os
@@ -17,15 +15,15 @@ import secrets
 import shutil
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from evomerge.checkpoints import disk
 from evomerge.checkpoints.headers import ITEM_BYTES, TensorInfo, read_header
 from evomerge.checkpoints.open import INDEX, WEIGHTS
 from evomerge.checkpoints.scan import hasher, scan
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
     import torch
     from _typeshed import ReadableBuffer
 
-_COPY_BYTES: Final = 1 << 24
-_YOUNG_SECONDS: Final = 60  # a directory may be this old before it is locked
 _SETTLED_BYTES: Final = 1 << 25  # brought to the disk and read back at a time
 
 Produce = Callable[[str], "torch.Tensor | Iterable[torch.Tensor]"]
@@ -86,36 +82,36 @@ def write_checkpoint(
     """
     _check_names(tensors, companions)
     out = out.absolute()
-    with _explained(out):
-        _check_free(out)
+    with disk.explained(out):
+        disk.check_free(out)
     staging = out.parent / f".{out.name}.staging-{secrets.token_hex(4)}"
     with ExitStack() as stack:
         try:
-            with _explained(out):
+            with disk.explained(out):
                 out.parent.mkdir(parents=True, exist_ok=True)
-                _remove_abandoned(out)
-                _do("mkdir", staging.mkdir)
-                stack.enter_context(_locked(staging))
-            _check_room(out, sum(spec.nbytes for spec in tensors))
+                disk.remove_abandoned(out)
+                disk.step("mkdir", staging.mkdir)
+                stack.enter_context(disk.locked(staging))
+            disk.check_room(out, sum(spec.nbytes for spec in tensors))
             for name, content in companions.items():
-                _write_companion(out, staging / name, content)
+                disk.put_file(out, staging / name, content)
             with ExitStack() as files:
                 shards = _Shards(out, staging, _shards(tensors, shard_bytes), files)
                 digests = shards.fill(produce, progress, workers)
             shards.check_headers()
             for name, content in (complete(digests) if complete else {}).items():
                 _check_names((), {name: content})
-                _write_companion(out, staging / name, content)
-            with _explained(out):
+                disk.put_file(out, staging / name, content)
+            with disk.explained(out):
                 below = [each for each in staging.rglob("*") if each.is_dir()]
                 for directory in [staging, *below]:
-                    _sync_directory(directory)
-                _do("rename", staging.rename, out)
+                    disk.sync_directory(directory)
+                disk.step("rename", staging.rename, out)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
     with suppress(OSError):  # published; a parent that cannot be synced changes nothing of that
-        _sync_directory(out.parent)
+        disk.sync_directory(out.parent)
     return digests
 
 
@@ -139,13 +135,6 @@ def _check_names(tensors: Sequence[TensorSpec], companions: Mapping[str, bytes |
             )
         if name.startswith("model") and ".safetensors" in name:
             raise OutputError(f"companion file {name!r} has the name of a weight file: rename it")
-
-
-def _check_free(out: Path) -> None:
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise OutputError(
-            f"{out} exists already, expected a new or empty directory: choose another or remove it"
-        )
 
 
 def _shards(tensors: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
@@ -184,9 +173,9 @@ class _Shards:
         names = shard_names(len(shards))
         for name, shard in zip(names, shards, strict=True):
             file, header = staging / name, _header(shard)
-            descriptor = stack.enter_context(_created(out, file))
+            descriptor = stack.enter_context(disk.created(out, file))
             self._descriptors.append(descriptor)
-            _write(out, descriptor, header, 0)
+            disk.put(out, descriptor, header, 0)
             at = len(header)
             for spec in shard:
                 self._places.append(_Place(spec, file, descriptor, at))
@@ -198,7 +187,7 @@ class _Shards:
                 "metadata": {"total_size": self._total},
                 "weight_map": dict(sorted(placed.items())),
             }
-            _write_companion(out, staging / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+            disk.put_file(out, staging / INDEX, json.dumps(index, indent=2).encode() + b"\n")
 
     def fill(
         self, produce: Produce, progress: Callable[[int, int], None] | None, workers: int
@@ -269,15 +258,15 @@ class _Shards:
             if self._stopped.is_set():
                 break
             digest.update(data)
-            _write(self._out, place.descriptor, data, at)
+            disk.put(self._out, place.descriptor, data, at)
             at += memoryview(data).nbytes
         return digest.hexdigest()
 
     def _settle(self, batch: Sequence[tuple[_Place, str]]) -> None:
         """Brings tensors to the disk and compares what is read back from there."""
         for descriptor in dict.fromkeys(place.descriptor for place, _ in batch):
-            with _explained(self._out):
-                _do("fsync", getattr(os, "fdatasync", os.fsync), descriptor)
+            with disk.explained(self._out):
+                disk.step("fsync", getattr(os, "fdatasync", os.fsync), descriptor)
         for place, digest in batch:
             if self._stopped.is_set():
                 return
@@ -343,105 +332,3 @@ def _header(shard: Sequence[TensorSpec]) -> bytes:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def _write_companion(out: Path, target: Path, content: bytes | Path) -> None:
-    with _explained(out):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with _created(out, target) as descriptor:
-        at = 0
-        for part in _parts(content):
-            _write(out, descriptor, part, at)
-            at += len(part)
-
-
-def _parts(content: bytes | Path) -> Iterator[bytes]:
-    if isinstance(content, bytes):
-        yield content
-        return
-    with content.open("rb") as source:
-        while part := source.read(_COPY_BYTES):
-            yield part
-
-
-@contextmanager
-def _created(out: Path, target: Path) -> Iterator[int]:
-    """A new file, on disk and not merely in the system's cache when the block ends."""
-    with _explained(out):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-        descriptor: int = _do("create", os.open, target, flags, 0o666)
-    try:
-        yield descriptor
-        with _explained(out):
-            _do("fsync", os.fsync, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write(out: Path, descriptor: int, data: ReadableBuffer, offset: int) -> None:
-    view = memoryview(data).cast("B")
-    with _explained(out):
-        while len(view):
-            written: int = _do("write", os.pwrite, descriptor, view, offset)
-            view, offset = view[written:], offset + written
-
-
-def _do(step: str, action: Callable[..., Any], *arguments: Any) -> Any:
-    """Every step that changes what is on the disk, so that a test can fail or stop at each."""
-    return action(*arguments)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        _do("fsync", os.fsync, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(staging: Path) -> Iterator[None]:
-    """While the block runs, others can see that the directory is at work."""
-    descriptor = os.open(staging, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks: then nobody removes it either
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_abandoned(out: Path) -> None:
-    """Removes what killed processes left beside the target; a lock shows those still at work."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.staging-*"):
-        if not left.is_dir() or time.time() - left.stat().st_mtime < _YOUNG_SECONDS:
-            continue
-        descriptor = os.open(left, os.O_RDONLY)
-        try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-        finally:
-            os.close(descriptor)
-
-
-def _check_room(out: Path, needed: int) -> None:
-    """A disk that is too small is better known before the work than after it."""
-    free = shutil.disk_usage(out.parent)
-    if free.total and free.free < needed:
-        raise OutputError(
-            f"cannot write {out}: it takes {needed} bytes, {free.free} are free: free space there, "
-            "or choose another directory; nothing was left behind"
-        )
-
-
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Errors of the file system as an OutputError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {out}: {error.strerror or error}: free space there, or choose another "
-            "directory; nothing was left behind"
-        ) from error

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from evomerge.checkpoints import write
+from evomerge.checkpoints import disk
 from evomerge.checkpoints.companions import companion_files, needs_code
 from evomerge.checkpoints.digest import DTYPE_NAMES, DTYPES, tensor_digest
 from evomerge.checkpoints.open import open_checkpoint
@@ -82,6 +82,7 @@ def test_shards(tmp_path: Path, weights: Tensors) -> None:
     assert not (out / "model.safetensors").exists()
 
 
+@settings(deadline=None)  # every file is synced to a disk that others use too
 @given(
     layout=st.lists(
         st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 4), max_size=3)),
@@ -240,7 +241,7 @@ def test_a_failure_at_every_step_leaves_nothing(
             return action(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(write, "_do", failing)
+            patch.setattr(disk, "step", failing)
             with suppress(OutputError, KeyboardInterrupt):
                 try:
                     save(tmp_path / "out", weights, shard_bytes=100)
@@ -275,7 +276,7 @@ def test_only_abandoned_staging_directories_are_removed(tmp_path: Path, weights:
         (each / "model.safetensors").write_bytes(b"x")
     for each in (abandoned, at_work):
         os.utime(each, (0, 0))
-    with write._locked(at_work):
+    with disk.locked(at_work):
         save(tmp_path / "out", weights)
     assert sorted(p.name for p in tmp_path.iterdir()) == [young.name, at_work.name, "out"]
 
