@@ -62,13 +62,14 @@ def parameters(method: str, chance: random.Random) -> dict[str, Any]:
     """A random candidate's values."""
     weights = {name: chance.uniform(0.1, 1.0) for name in EXPERTS}
     density = {name: chance.uniform(0.15, 0.25) for name in EXPERTS}
-    return {
+    found: dict[str, dict[str, Any]] = {
         "linear": {"weight": weights},
         "task_arithmetic": {"weight": weights, "scale": chance.uniform(0.5, 1.0)},
         "ties": {"weight": weights, "density": density, "scale": chance.uniform(0.5, 1.0)},
         "dare_ties": {"weight": weights, "density": density, "scale": chance.uniform(0.5, 1.0)},
         "slerp": {"t": chance.uniform(0.1, 0.9)},
-    }[method]
+    }
+    return found[method]
 
 
 def recipe(folder: Path, method: str, values: dict[str, Any]) -> Recipe:
@@ -87,7 +88,7 @@ def timed(work: Callable[[], object]) -> Clock:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _pass(addresses: Any, out: Any, start: Any, stop: Any) -> None:
     step = 2048
     for at in range(start, stop, step):
@@ -280,7 +281,7 @@ def summary(found: dict[str, Any], other: dict[str, Clock] | None) -> dict[str, 
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    arguments = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     arguments.add_argument("--threads", type=int, default=os.cpu_count())
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--size", choices=LAYOUTS, default="160M")

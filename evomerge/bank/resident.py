@@ -25,19 +25,28 @@ if TYPE_CHECKING:
 Lora = Literal["weights", "factors"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResidentExpert(Expert):
-    """An expert whose tensors are read, or made from LoRA factors, once."""
+    """An expert whose tensors are read, or made from LoRA factors, once.
 
-    lora: Lora = "weights"
+    here: the base on the device.
+    """
+
+    here: Checkpoint
+    device: str
+    lora: Lora
     _held: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def view(self, name: str) -> torch.Tensor:
         """The expert's weight, of the dtype it is stored in, or float32: do not write into it."""
+        if name not in self.changed:
+            return self.here.read(name)
         if name in self._held:
             return self._held[name]
-        found = self.whole(name) if name in self.changed else self._base.read(name)
-        made = super().read(name) if found is None else found
+        found = self.whole(name)
+        made = super().read(name).to(self.device) if found is None else found
+        if found is not None and self.device != "cpu":
+            return made  # its reader keeps it
         if found is not None or self.lora == "weights":
             self._held[name] = made
         return made
@@ -80,7 +89,7 @@ def resident(sources: Sources, device: str, lora: Lora) -> Sources:
         parts = {each.name: getattr(expert, each.name) for each in fields(Expert)}
         if device != "cpu" and isinstance(expert.weights, Checkpoint):
             parts["weights"] = _on_device(expert.weights, device)
-        experts[name] = ResidentExpert(**parts, lora=lora)
+        experts[name] = ResidentExpert(**parts, here=base, device=device, lora=lora)
     return replace(sources, base=base, experts=experts)
 
 

@@ -11,6 +11,7 @@ import torch
 from evomerge.bank import bank as banks
 from evomerge.bank.bank import Bank
 from evomerge.bank.jobs import Job
+from evomerge.checkpoints.open import Reader, TensorInfo
 from evomerge.checkpoints.sources import open_sources
 from evomerge.errors import CandidateError
 from evomerge.instantiate import Merge
@@ -215,3 +216,18 @@ def test_without_numba_the_reference_makes_everything(
     monkeypatch.setattr(banks, "AVAILABLE", False)
     monkeypatch.setattr(Job, "__post_init__", lambda self: pytest.fail("a kernel was used"))
     check(bank, recipe(base, experts, "ties", {}))
+
+
+def test_another_device_holds_its_own_copies(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a GPU, on a CPU under another name: everything is moved there once."""
+    base, experts = model
+    bank = bank_of(base, experts, device="cpu:0")
+    check(bank, recipe(base, experts, "ties", {}))
+    honest = Reader.read
+
+    def read(self: Reader, info: TensorInfo) -> torch.Tensor:
+        assert "lora" in info.name, "a whole tensor was read again"
+        return honest(self, info)
+
+    monkeypatch.setattr(Reader, "read", read)
+    check(bank, recipe(base, experts, "ties", {"density": 0.4}))
