@@ -113,7 +113,9 @@ class BackendConfig(_Model):
     """Where a candidate runs.
 
     ``device`` and ``dtype`` default to CUDA in the checkpoint's dtype where there is a GPU, and to
-    the CPU in float32 elsewhere; ``threads``, of the CPU, to all cores.
+    the CPU in float32 elsewhere; ``threads``, of the CPU, to all cores. ``lora`` says what is held
+    of LoRA experts between candidates: their float32 ``weights``, or only their ``factors``, which
+    takes less memory and more time.
     """
 
     name: Literal["transformers", "fake"] = "transformers"
@@ -121,6 +123,7 @@ class BackendConfig(_Model):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     batch: int = Field(default=64, ge=1)
     threads: int | None = Field(default=None, ge=1)
+    lora: Literal["weights", "factors"] = "weights"
 
 
 class PoolConfig(_Model):

@@ -30,7 +30,7 @@ def make_directions(
         if not (folder / name).is_dir():  # published by one rename: it is there whole or not at all
             announce(name)
             recipe = direction_recipe(experiment, direction)
-            export(open_merge(recipe), folder / name, recipe_card(recipe))
+            export(open_merge(recipe, streaming=True), folder / name, recipe_card(recipe))
     if not experiment.directions:
         return experiment
     return experiment.model_copy(update={"made": str(folder.resolve())})

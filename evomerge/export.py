@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evomerge.budget import Choice, Seen, norms_of
 from evomerge.checkpoints.companions import companion_files
-from evomerge.checkpoints.digest import DTYPE_NAMES, combine, tensor_digest
-from evomerge.checkpoints.open import open_checkpoint
+from evomerge.checkpoints.scan import combine
+from evomerge.checkpoints.sources import Expert
 from evomerge.checkpoints.write import TensorSpec, write_checkpoint
-from evomerge.errors import IntegrityError
-from evomerge.instantiate import Merge
+from evomerge.errors import CheckpointError, IntegrityError
+from evomerge.instantiate import FLOATING, Merge
+from evomerge.lineage import lineage_bytes
 
 if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5_000_000_000
+WHOLE_BYTES = 1 << 29  # of tensors that cannot be merged in slices and are worked on at a time
+COPIED = 1 << 20  # elements: a slice of a tensor that is copied
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_NOTE = "# merged with an I/O budget, which left parts of experts out: see lineage.json\n"
 Progress = Callable[[int, int], None]  # bytes of tensors written so far, and in all
 
 
@@ -27,15 +38,17 @@ def export(
     card: str,
     digest: str | None = None,
     progress: Progress | None = None,
+    choice: Choice | None = None,
 ) -> str:
     """Writes the merged model as a Hugging Face directory and returns its digest.
 
-    Tensors are streamed in the base's key space. The files are read back before they are published
-    by one rename: until then ``out`` does not exist, whatever happens.
+    Tensors are streamed in the base's key space, several at a time, and read back from the disk
+    before one rename publishes them: until then ``out`` does not exist, whatever happens.
 
     Args:
         card: text of the model card (README.md).
         digest: of the weights that were scored; None for a merge that was never scored.
+        choice: the slices of experts to read, if a budget leaves some out.
 
     Raises:
         OutputError: ``out`` exists and is not empty, or the disk is full.
@@ -43,30 +56,147 @@ def export(
     """
     base = merge.sources.base
     specs = [
-        TensorSpec(name, DTYPE_NAMES[merge.dtype(name)], info.shape)
-        for name, info in base.tensors.items()
+        TensorSpec(name, dtype_of(merge, name), info.shape) for name, info in base.tensors.items()
     ]
-    made: dict[str, str] = {}
 
-    def produce(name: str) -> torch.Tensor:
-        tensor = merge.tensor(name).cpu()
-        made[name] = tensor_digest(tensor)
-        return tensor
+    producer = Producer(merge, choice)
 
-    def verify(staging: Path) -> None:
+    def complete(made: Mapping[str, str]) -> dict[str, bytes | Path]:
         check_digest(combine(made), digest, "the merged weights")
-        written = open_checkpoint(staging)
-        read = {name: tensor_digest(written.read(name)) for name in written.tensors}
-        check_digest(combine(read), combine(made), "the weights read back from the disk")
+        producer.save()
+        more = {} if choice is None else {"io_budget": choice.summary()}
+        return {"lineage.json": lineage_bytes(merge, combine(made), **more)}
 
     companions: dict[str, bytes | Path] = {
         **companion_files(base),
         "config.json": config_bytes(base.config, merge.recipe.dtype),
-        "recipe.yaml": merge.recipe.to_yaml().encode(),
+        "recipe.yaml": (_NOTE if choice else "").encode() + merge.recipe.to_yaml().encode(),
         "README.md": card.encode(),
     }
-    write_checkpoint(out, specs, produce, companions, SHARD_BYTES, verify, progress)
+    _load_torch(merge)
+    made = write_checkpoint(
+        out, specs, producer, companions, SHARD_BYTES, complete, progress, cores()
+    )
     return combine(made)
+
+
+def _load_torch(merge: Merge) -> None:
+    """Imports torch; the sources are read and hashed meanwhile, which takes another core."""
+    if "torch" in sys.modules:
+        return
+    loaded = threading.Event()
+
+    def ahead() -> None:
+        with suppress(CheckpointError):  # it comes again when its tensor's turn comes
+            for name in merge.sources.base.tensors:
+                for contents, stored in merge.sources.behind(name, name in merge.selected):
+                    if loaded.is_set():
+                        return
+                    contents.is_finite(stored)
+
+    reader = threading.Thread(target=ahead, name="ahead")
+    reader.start()
+    try:
+        import torch  # noqa: F401
+    finally:
+        loaded.set()
+        reader.join()
+
+
+class Producer:
+    """Makes the tensors of a merge for several threads at a time, each in slices if it can."""
+
+    def __init__(self, merge: Merge, choice: Choice | None = None) -> None:
+        self._merge = merge
+        self._kept = None if choice is None else choice.kept
+        self._names = list(merge.sources.base.tensors)
+        self._next = {name: self._names[i + 1 : i + 3] for i, name in enumerate(self._names)}
+        self._room = Room(WHOLE_BYTES)
+
+    def __call__(self, name: str) -> Iterator[torch.Tensor]:
+        from evomerge.slices import finite, in_slices, merged
+
+        merge = self._merge
+        if self._kept is None:
+            for following in self._next[name]:
+                merge.expect(following)
+        owner = merge.sources.tied.get(name, name)
+        merge.refuse_nonfinite(owner)
+        if merge.group(owner) is None:
+            yield from self._copied(owner)
+            return
+        sliced = in_slices(merge, owner, None if self._kept is None else self._kept[owner])
+        if sliced is None:
+            with self._room.taken(self._whole_bytes(owner)):
+                yield merge.tensor(owner).cpu().flatten()
+            return
+        dtype = merge.dtype(owner)
+        seen = Seen(merge, owner) if self._kept is None else None
+        for part in merged(sliced, seen):
+            rounded = part.to(dtype)
+            finite(owner, sliced.method.name, part, rounded)
+            yield rounded
+        if seen is not None:
+            seen.keep()
+
+    def save(self) -> None:
+        """Keeps what was learned of the sources in passing."""
+        self._merge.sources.save()
+        for expert in self._merge.experts.values():
+            if isinstance(expert, Expert):
+                norms_of(expert).save()
+
+    def _copied(self, name: str) -> Iterator[torch.Tensor]:
+        from evomerge.slices import finite
+
+        merge, base = self._merge, self._merge.sources.base
+        count = math.prod(base.tensors[name].shape)
+        for start in range(0, count, COPIED):
+            part = base.part(name, start, min(start + COPIED, count))
+            if merge.casts(name):
+                stored, part = part, part.to(merge.dtype(name))
+                finite(name, merge.recipe.method, stored, part)
+            yield part
+
+    def _whole_bytes(self, name: str) -> int:
+        """About what a method holds at a time: base, experts, task vectors, result, in float32."""
+        size = 4 * math.prod(self._merge.sources.base.tensors[name].shape)
+        return size * (2 * len(self._merge.experts) + 3)
+
+
+class Room:
+    """Lets threads in as long as what they hold together stays below a bound, or one by itself."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Waits for room, which is free again when the block ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + size <= self._limit)
+            self._held += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= size
+                self._changed.notify_all()
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def dtype_of(merge: Merge, name: str) -> str:
+    """The dtype in which a tensor leaves a merge, by its safetensors name."""
+    stored = merge.sources.base.tensors[name].dtype
+    if stored not in FLOATING or merge.recipe.dtype == "base":
+        return stored
+    return DTYPES[merge.recipe.dtype]
 
 
 def check_digest(found: str, expected: str | None, what: str) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, overload
 
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.catalog import fingerprint
-from evomerge.checkpoints.digest import combine
 from evomerge.checkpoints.layout import Place, layout
 from evomerge.checkpoints.open import Checkpoint
-from evomerge.checkpoints.sources import Expert, Sources, open_sources
+from evomerge.checkpoints.scan import combine
+from evomerge.checkpoints.sources import Expert, Names, Sources, open_sources
 from evomerge.checkpoints.statistics import Statistics, open_statistics
 from evomerge.errors import CandidateError, CheckpointError
 from evomerge.methods import Context, Factors, get_method
@@ -32,9 +32,10 @@ class MergedExpert:
     merge: Merge
 
     @property
-    def changed(self) -> frozenset[str]:
+    def changed(self) -> Set[str]:
         """The base's names of the tensors that the merge moves."""
-        return frozenset(self.merge.moved)
+        tensors = self.merge.sources.base.tensors
+        return Names(tensors, lambda name: self.merge.group(name) is not None)
 
     def read(self, name: str) -> torch.Tensor:
         """The weight by the base's name: float32, the base's shape, the caller's own."""
@@ -76,11 +77,13 @@ class Merge:
 
     ``sources`` hold the base and the recipe's experts that are checkpoints. What else the recipe
     names (experts that are merges themselves, an anchor, statistics) is opened when it is needed.
+    ``streaming`` says how they are opened (see ``open_sources``).
     """
 
     recipe: Recipe
     sources: Sources
     device: str = "cpu"
+    streaming: bool = False
 
     @cached_property
     def experts(self) -> dict[str, Expert | MergedExpert]:
@@ -94,7 +97,9 @@ class Merge:
         """The model that the recipe names as anchor."""
         named = self.recipe.anchor
         if isinstance(named, Source):
-            opened = open_sources(self.recipe.base.path, {"anchor": named.path}).experts["anchor"]
+            opened = open_sources(
+                self.recipe.base.path, {"anchor": named.path}, self.streaming
+            ).experts["anchor"]
             check_fingerprint("anchor", named, opened.weights)
             return opened
         return None if named is None else self._ingredient(named, "anchor")
@@ -110,8 +115,8 @@ class Merge:
     def _ingredient(self, named: Source | Merged, name: str) -> Expert | MergedExpert:
         if isinstance(named, Source):
             return self.sources.experts[name]
-        made = open_merge(named.merge, self.device)
-        if fingerprint(made.sources.base) != fingerprint(self.sources.base):
+        made = open_merge(named.merge, self.device, self.streaming)
+        if not same_model(made.sources.base, self.sources.base):
             raise CheckpointError(
                 f"the merge {name!r} has the base {named.merge.base.path}, which is another model "
                 f"than {self.recipe.base.path}; merges within a recipe share its base"
@@ -132,24 +137,37 @@ class Merge:
         return found
 
     @cached_property
-    def moved(self) -> dict[str, Group]:
-        """The tensors this recipe may change: selected, floating, and changed by an expert.
+    def selected(self) -> dict[str, Group]:
+        """The group of each tensor that the recipe selects, whether an expert changes it or not."""
+        return select(self.recipe, self._places)
 
-        A tensor that equals the base in all of the recipe's experts stays at base untouched. A
-        tensor that is tied to another one follows it.
+    @cached_property
+    def _groups(self) -> dict[str, Group | None]:
+        return {}
+
+    def group(self, name: str) -> Group | None:
+        """The group of a tensor of the base that this recipe may change, None for the others.
+
+        Such a tensor is selected, floating, and changed by an expert. One that equals the base in
+        all of the recipe's experts stays at base untouched. A tensor that is tied to another one
+        follows it.
         """
-        tensors = self.sources.base.tensors
-        changed = frozenset().union(*(e.changed for e in self.experts.values()))
-        selected = select(self.recipe, self._places)
-        tied = self.sources.tied
-        groups = {name: selected.get(tied.get(name, name)) for name in tensors}
-        return {
-            name: group
-            for name, group in groups.items()
-            if group is not None
-            and tied.get(name, name) in changed
-            and tensors[name].dtype in FLOATING
-        }
+        if name not in self._groups:
+            owner = self.sources.tied.get(name, name)
+            group = self.selected.get(owner)
+            if group is not None and (
+                self.sources.base.tensors[name].dtype not in FLOATING
+                or not any(owner in expert.changed for expert in self.experts.values())
+            ):
+                group = None
+            self._groups[name] = group
+        return self._groups[name]
+
+    @cached_property
+    def moved(self) -> dict[str, Group]:
+        """The tensors this recipe may change, in the order of the base."""
+        groups = {name: self.group(name) for name in self.sources.base.tensors}
+        return {name: group for name, group in groups.items() if group is not None}
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype in which a tensor of the base leaves this merge."""
@@ -172,7 +190,7 @@ class Merge:
             CandidateError: the result is not finite.
         """
         name = self.sources.tied.get(name, name)
-        if name not in self.moved and not self._casts(name):
+        if self.group(name) is None and not self.casts(name):
             return self.sources.base.read(name).to(self.device)
         merged = self.merged(name).to(self.dtype(name))
         if not merged.isfinite().all():
@@ -190,24 +208,44 @@ class Merge:
         """
         name = self.sources.tied.get(name, name)
         base = self.sources.base.read(name).to(self.device)
-        if name not in self.moved:
+        group = self.group(name)
+        if group is None:
             return base
         method = get_method(self.recipe.method)
-        experts = tuple(self.experts)
         if values is None:
-            values = group_values(method, self.moved[name], experts)
+            values = self.values(group)
         read = [partial(self._read, expert, name) for expert in self.experts.values()]
         return method.merge(base.float(), Lazy(read), self.context(name), values)
 
+    def expect(self, name: str) -> None:
+        """Tells the system that what makes a tensor will be read soon."""
+        self.sources.base.expect(name)
+        if name in self.selected:
+            for expert in self.sources.experts.values():
+                for stored in expert.stored(name):
+                    expert.weights.expect(stored)
+
+    def refuse_nonfinite(self, name: str) -> None:
+        """CheckpointError if what makes a tensor, in whatever merge within, holds NaN or Inf."""
+        self.sources.refuse_nonfinite(name, experts=name in self.selected)
+        if name in self.selected:
+            for each in (*self.experts.values(), self.anchor):
+                if isinstance(each, MergedExpert):
+                    each.merge.refuse_nonfinite(name)
+
+    def values(self, group: Group) -> dict[str, Any]:
+        """The method's parameters for the tensors of one group."""
+        return group_values(get_method(self.recipe.method), group, tuple(self.experts))
+
     def extra(self, name: str) -> dict[str, torch.Tensor]:
         """What the method gives beside a merged tensor, such as masks for each task."""
-        if name not in self.moved:
+        group = self.group(name)
+        if group is None:
             return {}
         method = get_method(self.recipe.method)
         read = [partial(self._read, expert, name) for expert in self.experts.values()]
         base = self.sources.base.read(name).to(self.device).float()
-        values = group_values(method, self.moved[name], tuple(self.experts))
-        return method.beside(base, Lazy(read), self.context(name), values)
+        return method.beside(base, Lazy(read), self.context(name), self.values(group))
 
     def context(self, name: str) -> Context:
         """What the method is told about a tensor of the base."""
@@ -252,10 +290,11 @@ class Merge:
         """
         stored = self.sources.base.tensors
         for name in stored:
-            if name in self.moved or self._casts(name):
+            if name in self.moved or self.casts(name):
                 yield name, self.tensor(name)
 
-    def _casts(self, name: str) -> bool:
+    def casts(self, name: str) -> bool:
+        """Whether the recipe's dtype is another than the one the base has for a tensor."""
         stored = self.sources.base.tensors[name].dtype
         return self.recipe.dtype != "base" and FLOATING.get(stored, self.recipe.dtype) != (
             self.recipe.dtype
@@ -270,21 +309,29 @@ def model_digest(base: Mapping[str, str], made: Mapping[str, str]) -> str:
     return combine({**base, **made})
 
 
-def open_merge(recipe: Recipe, device: str = "cpu") -> Merge:
+def open_merge(recipe: Recipe, device: str = "cpu", streaming: bool = False) -> Merge:
     """Opens the sources of a recipe and checks their content against the recipe's sha256.
+
+    ``streaming`` is for a single pass over the tensors: see ``open_sources``. Of sources without a
+    sha256 nothing but the headers is then read here.
 
     Raises:
         CheckpointError: a source is missing, damaged, incompatible, or not the one meant.
     """
     files = {n: s for n, s in recipe.experts.items() if isinstance(s, Source)}
-    sources = open_sources(recipe.base.path, {n: s.path for n, s in files.items()})
+    sources = open_sources(recipe.base.path, {n: s.path for n, s in files.items()}, streaming)
     check_fingerprint("base", recipe.base, sources.base)
     for name, source in files.items():
         check_fingerprint(name, source, sources.experts[name].weights)
-    merge = Merge(recipe, sources, device)
+    merge = Merge(recipe, sources, device, streaming)
     if merge.statistics is not None:
         check_statistics(merge.statistics, sources)
     return merge
+
+
+def same_model(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two opened checkpoints hold the same tensors under the same names."""
+    return one.path.resolve() == other.path.resolve() or fingerprint(one) == fingerprint(other)
 
 
 @lru_cache(maxsize=2)

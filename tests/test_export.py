@@ -2,6 +2,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from evomerge.checkpoints import write
+from evomerge.checkpoints import disk
 from evomerge.checkpoints.catalog import catalog, fingerprint
 from evomerge.checkpoints.digest import combine, tensor_digest
 from evomerge.checkpoints.open import open_checkpoint
@@ -192,32 +198,33 @@ def test_other_weights_than_the_scored_ones(merge: Merge, tmp_path: Path) -> Non
 def test_weights_that_change_on_the_disk(
     merge: Merge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = write._write
+    whole = disk.step
 
-    def flip(stream: Any, data: Any) -> None:
-        raw = bytearray(data)
-        if len(raw) == 32 * 32 * 2:  # a projection
+    def flip(step: str, action: Any, *arguments: Any) -> Any:
+        if step == "write" and len(arguments[1]) == 32 * 32 * 2:  # a projection
+            raw = bytearray(arguments[1])
             raw[100] ^= 1
-        whole(stream, raw)
+            arguments = (arguments[0], raw, *arguments[2:])
+        return whole(step, action, *arguments)
 
-    monkeypatch.setattr(write, "_write", flip)
+    monkeypatch.setattr(disk, "step", flip)
     with pytest.raises(IntegrityError, match="read back from the disk have digest"):
         export(merge, tmp_path / "out", "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk(merge: Merge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = write._write
+    whole = disk.step
     left = 30_000
 
-    def limited(stream: Any, data: Any) -> None:
+    def limited(step: str, action: Any, *arguments: Any) -> Any:
         nonlocal left
-        left -= len(data)
+        left -= len(arguments[1]) if step == "write" else 0
         if left < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        whole(stream, data)
+        return whole(step, action, *arguments)
 
-    monkeypatch.setattr(write, "_write", limited)
+    monkeypatch.setattr(disk, "step", limited)
     with pytest.raises(OutputError, match=r"cannot write .*out: No space left on device"):
         export(merge, tmp_path / "out", "")
     assert list(tmp_path.iterdir()) == []
@@ -247,3 +254,118 @@ def test_a_result_that_is_not_finite(llama: Model, tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match="not finite"):
         export(open_merge(broken), tmp_path / "out", "")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- whatever happens, whenever it happens -------------------------------------------------------
+
+
+class Interrupted:
+    """Ends the work at the k-th step that changes the disk, before it or after half of it."""
+
+    def __init__(self, at: int, error: BaseException | None) -> None:
+        self.at, self.error, self.seen = at, error, 0
+        self.steps: list[str] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, step: str, action: Any, *arguments: Any) -> Any:
+        with self._lock:
+            self.seen += 1
+            seen = self.seen
+            self.steps.append(step)
+        if seen != self.at:
+            return action(*arguments)
+        if step == "write" and len(arguments[1]) > 1:  # a part gets through
+            action(arguments[0], arguments[1][: len(arguments[1]) // 2], arguments[2])
+        if self.error is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        raise self.error
+
+
+@pytest.fixture(scope="module")
+def small(llama: Model, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    base, made = llama
+    merge = merge_of(base, {"a": made["full-a"], "b": made["lora-b"]}, "ties")
+    export(merge, tmp_path_factory.mktemp("once") / "out", "")  # everything is catalogued now
+    return merge.recipe
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), MemoryError()]
+)
+def test_an_export_that_fails_at_any_step_leaves_nothing(
+    small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The disk is full, somebody presses Ctrl-C or memory ends: at every write, sync and rename."""
+    out = tmp_path / "out"
+    monkeypatch.setattr("evomerge.export.SHARD_BYTES", 60_000)
+    reached = set()
+    for k in range(1, 400):
+        out.mkdir()
+        with monkeypatch.context() as patch:
+            interrupted = Interrupted(k, error)
+            patch.setattr(disk, "step", interrupted)
+            try:
+                export(open_merge(small, streaming=True), out, "card")
+            except (OutputError, KeyboardInterrupt, MemoryError):
+                reached.add(interrupted.steps[k - 1])
+                if "rename" in interrupted.steps[: k - 1]:  # only the parent's sync is left
+                    break
+                assert content(out) == {}, k
+            else:
+                break
+        assert [p.name for p in tmp_path.iterdir()] == ["out"], k
+        out.rmdir()
+    assert k > 40
+    assert reached == {"mkdir", "create", "write", "fsync", "rename"}
+    expected = merge_digest(out)
+    export(open_merge(small), tmp_path / "again", "card")
+    assert content(tmp_path / "again").keys() == content(out).keys()
+    assert merge_digest(tmp_path / "again") == expected
+
+
+def merge_digest(out: Path) -> str:
+    return combine({name: tensor_digest(t) for name, t in tensors_of(out).items()})
+
+
+def test_an_export_that_is_killed_at_any_step_leaves_the_old_or_the_new(
+    small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``kill -9`` at every write, sync and rename; the next export cleans up and succeeds."""
+    monkeypatch.setattr("evomerge.export.SHARD_BYTES", 60_000)
+    export(open_merge(small, streaming=True), tmp_path / "reference", "card")
+    expected = content(tmp_path / "reference")
+    out = tmp_path / "out"
+    missing = 0
+    for k in range(1, 400):
+        out.mkdir(exist_ok=True)
+        child = os.fork()
+        if child == 0:  # no thread of the parent is at work; the child ends by a signal or here
+            code = 1
+            with suppress(BaseException):
+                disk.step = Interrupted(k, None)
+                export(open_merge(small, streaming=True), out, "card")
+                code = 0
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        found = content(out)
+        assert found in ({}, expected), k
+        missing += found == {}
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        if found:
+            shutil.rmtree(out)
+    assert missing > 40
+    assert content(out) == expected
+    left = list(tmp_path.glob(".out.staging-*"))
+    assert len(left) >= missing - 2
+    shutil.rmtree(out)
+    for each in left:
+        os.utime(each, (0, 0))
+    export(open_merge(small, streaming=True), out, "card")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "reference"]

@@ -22,13 +22,16 @@ LAYERS = [
     ["checkpoints"],
     ["recipe"],
     ["instantiate", "mergekit"],
+    ["slice_forms"],
+    ["slices", "lineage", "bank"],
+    ["budget"],
     ["scoring", "space", "front"],
     ["config"],
     ["backends", "search"],
     ["ledger", "calibrate"],
     ["engine"],
     ["report", "export", "extras", "compare", "learning"],
-    ["directions"],
+    ["directions", "plan"],
     ["zoo"],
     ["cli"],
     ["__main__"],
@@ -41,6 +44,8 @@ ONLY = {
     "nevergrad": {"search.nevergrad"},
     "optuna": {"search.optuna"},
     "matplotlib": {"compare.chart"},
+    "numba": {"bank.bits", "bank.kernels"},
+    "llvmlite": {"bank.bits"},
     "pickle": set(),
     "cloudpickle": set(),
     "dill": set(),
@@ -136,7 +141,17 @@ def test_nothing_is_unpickled(module: str) -> None:
             assert node.func.id not in {"eval", "exec", "__import__"}
 
 
-HEAVY = ("torch", "transformers", "ray", "optuna", "nevergrad", "plotly", "scipy", "moocore")
+HEAVY = (
+    "torch",
+    "transformers",
+    "ray",
+    "optuna",
+    "nevergrad",
+    "plotly",
+    "scipy",
+    "moocore",
+    "numba",
+)
 
 
 @pytest.mark.parametrize(

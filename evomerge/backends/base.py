@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Protocol
 
 from evomerge.scoring.requests import Request, Response
@@ -24,12 +24,21 @@ class Backend(Protocol):
         """Brings up the base model. Raises InputError if the backend cannot run it."""
         ...
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: Weights, kept: Set[str] = frozenset()) -> None:
         """Makes the model base + `weights`: every tensor that is not named returns to the base.
 
+        Tensors that `kept` names stay as the load before, which did not raise, has left them.
         Names and shapes are those of the base checkpoint's files; pairs may come one at a time, so
         that a large model is never held twice. Raises InputError for a name, shape or dtype that
         the backend cannot hold exactly. After a load that raises, load again before `run`.
+        """
+        ...
+
+    def destination(self, name: str, dtype: torch.dtype) -> torch.Tensor | None:
+        """The model's own memory of a tensor, of that dtype or wider, contiguous on the CPU.
+
+        Who makes the next weights may write into it, and must then give it to the load that is in
+        progress or that comes next. None if the tensor has to be handed over as another one.
         """
         ...
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ class FakeBackend:
         self._base: Checkpoint | None = None
         self._targets: dict[str, Checkpoint] = {}
         self._distances: dict[str, float] = {}
+        self._moved: Mapping[str, torch.Tensor] = {}
         self._finite = True
 
     def open(self) -> None:
@@ -45,19 +46,25 @@ class FakeBackend:
         self._targets = {name: open_checkpoint(path) for name, path in self._experts.items()}
         self.load({})
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: Weights, kept: Set[str] = frozenset()) -> None:
         """See `Backend.load`."""
         base = self._opened()
-        moved = dict(weights.items() if isinstance(weights, Mapping) else weights)
+        moved = {name: self._moved[name] for name in kept}
+        moved |= dict(weights.items() if isinstance(weights, Mapping) else weights)
         for name, tensor in moved.items():
             if name not in base.tensors or tuple(tensor.shape) != base.tensors[name].shape:
                 raise ConfigError(f"the base has no tensor {name!r} of shape {tuple(tensor.shape)}")
+        self._moved = moved
         self._finite = all(bool(tensor.isfinite().all()) for tensor in moved.values())
         self._distances = {
             name: _norm(base, target, moved) / (_norm(base, target, {}) or 1.0)
             for name, target in self._targets.items()
         }
         self._distances[""] = _norm(base, base, moved) / (_norm(base, None, {}) or 1.0)
+
+    def destination(self, name: str, dtype: torch.dtype) -> torch.Tensor | None:
+        """See `Backend.destination`."""
+        return None
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
         """See `Backend.run`. An answer counts one token a word and one for its end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -24,10 +24,12 @@ class LiveWeights:
         self._moved: set[str] = set()
 
     def load(
-        self, weights: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
+        self,
+        weights: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]],
+        kept: Set[str] = frozenset(),
     ) -> None:
         """Base plus `weights`, in place; see `Backend.load`."""
-        given: set[str] = set()
+        given: set[str] = set(kept)
         for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
             self._check(name, tensor)
             tied = self._aliases[name] & given
@@ -43,9 +45,24 @@ class LiveWeights:
                 self._copy(name, self._checkpoint.read(name))
         self._moved = given
 
+    def destination(self, name: str, dtype: torch.dtype) -> torch.Tensor | None:
+        """See `Backend.destination`. Tied tensors have to be compared, so they have none."""
+        live = self._tensors.get(name)
+        if live is None or self._aliases[name] or live.device.type != "cpu":
+            return None
+        if live.dtype not in (dtype, torch.float32) or not live.is_contiguous():
+            return None
+        if not holds(live.dtype, dtype):
+            return None
+        self._moved.add(name)
+        return live.detach()
+
     def _copy(self, name: str, tensor: torch.Tensor) -> None:
+        live = self._tensors[name]
+        if live.data_ptr() == tensor.data_ptr() and live.dtype == tensor.dtype:
+            return  # written there already
         with torch.no_grad():
-            self._tensors[name].copy_(tensor)
+            live.copy_(tensor)
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
         live = self._tensors.get(name)

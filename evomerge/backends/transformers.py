@@ -5,7 +5,7 @@ The model is brought up once; each candidate's weights are copied into it in pla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +57,13 @@ class TransformersBackend:
         model = _load_model(checkpoint, dtype).to(device).eval()
         self._opened = (model, LiveWeights(model, checkpoint), Prompter(checkpoint.path, model))
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: Weights, kept: Set[str] = frozenset()) -> None:
         """See `Backend.load`."""
-        self.live()[1].load(weights)
+        self.live()[1].load(weights, kept)
+
+    def destination(self, name: str, dtype: torch.dtype) -> torch.Tensor | None:
+        """See `Backend.destination`."""
+        return self.live()[1].destination(name, dtype)
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
         """See `Backend.run`. Batches hold requests of one kind and of similar length."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from evomerge.checkpoints.headers import FLOATING, TensorInfo, read_header
 from evomerge.checkpoints.layout import canonical
-from evomerge.checkpoints.open import Reader, no_safetensors, read_json, resolve
+from evomerge.checkpoints.open import Buffered, Reader, no_safetensors, read_json, resolve
 from evomerge.errors import CheckpointError
 from evomerge.methods.numerics import one_thread
 
@@ -73,6 +73,10 @@ class Adapter:
         """A stored tensor by its name on disk, memory-mapped: do not write into it."""
         return self._reader.read(self.tensors[name])
 
+    def expect(self, name: str) -> None:
+        """Tells the system that this tensor will be read soon."""
+        self._reader.expect(self.tensors[name])
+
     def shapes(self, name: str) -> list[tuple[int, ...]]:
         """The shapes that the stored tensors imply for a weight, by its canonical name."""
         found = []
@@ -116,8 +120,11 @@ class Adapter:
         }
 
 
-def open_adapter(reference: str | Path) -> Adapter:
-    """Open a LoRA adapter; CheckpointError if it is damaged or of a kind that cannot be merged."""
+def open_adapter(reference: str | Path, streaming: bool = False) -> Adapter:
+    """Open a LoRA adapter; CheckpointError if it is damaged or of a kind that cannot be merged.
+
+    With streaming, tensors are read into memory of their own instead of being mapped.
+    """
     path = resolve(reference)
     config = read_json(path / CONFIG)
     _refuse_variants(path, config)
@@ -133,7 +140,8 @@ def open_adapter(reference: str | Path) -> Adapter:
         raise CheckpointError(
             f"{path / WEIGHTS} adapts one weight under two names, expected one: save it again"
         )
-    return Adapter(str(reference), path, config, tensors, modules, replaced)
+    reader = Buffered() if streaming else Reader()
+    return Adapter(str(reference), path, config, tensors, modules, replaced, reader)
 
 
 def _refuse_variants(path: Path, config: Mapping[str, Any]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from evomerge.checkpoints.scan import combine as combine
+from evomerge.checkpoints.scan import hasher
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -36,21 +38,13 @@ def scan(tensor: torch.Tensor) -> tuple[str, bool]:
     """The digest of a tensor, and whether all its elements are finite, in one pass over it."""
     dtype = DTYPE_NAMES[tensor.dtype]
     checked = tensor.is_floating_point() and not dtype.startswith("F8")
-    digest = hashlib.sha256(f"{dtype}:{','.join(map(str, tensor.shape))}:".encode())
+    digest = hasher(dtype, tensor.shape)
     finite = True
     for chunk in _chunks(tensor.detach()):
         digest.update(raw_bytes(chunk).data)
         if checked and finite:
             finite = bool(torch.isfinite(chunk).all())
     return digest.hexdigest(), finite
-
-
-def combine(digests: Mapping[str, str]) -> str:
-    """One digest for a mapping of names to digests; the order of the mapping does not matter."""
-    total = hashlib.sha256()
-    for name in sorted(digests):
-        total.update(f"{name}\0{digests[name]}\n".encode())
-    return total.hexdigest()
 
 
 def raw_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:

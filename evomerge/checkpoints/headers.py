@@ -30,12 +30,16 @@ _AGAIN: Final = "download it again"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor: safetensors dtype name ("F32", "BF16", ...), shape, file that holds it."""
+    """One stored tensor: safetensors dtype name ("F32", "BF16", ...), shape, file that holds it.
+
+    offset: where in the file its data begin.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    offset: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +62,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
     entries = _parse(file, text)
-    return _check(file, entries, size - _LENGTH_BYTES - length)
+    return _check(file, entries, size, _LENGTH_BYTES + length)
 
 
 def _header_length(file: Path, prefix: bytes, size: int) -> int:
@@ -103,13 +107,14 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _check(file: Path, entries: Mapping[str, Any], available: int) -> dict[str, TensorInfo]:
+def _check(file: Path, entries: Mapping[str, Any], size: int, start: int) -> dict[str, TensorInfo]:
+    available = size - start
     found: list[tuple[int, int, TensorInfo]] = []
     for name, entry in entries.items():
         try:
             begin, end = (_natural(each) for each in entry["data_offsets"])
             shape = tuple(_natural(each) for each in entry["shape"])
-            info = TensorInfo(name, entry["dtype"], shape, file)
+            info = TensorInfo(name, entry["dtype"], shape, file, start + begin)
             nbytes = info.nbytes
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(

@@ -7,14 +7,18 @@ the config and the headers only; `Checkpoint.read` maps one tensor at a time int
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from evomerge.checkpoints.headers import ITEM_BYTES, read_header
 from evomerge.checkpoints.headers import TensorInfo as TensorInfo
-from evomerge.checkpoints.headers import read_header
 from evomerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -43,11 +47,79 @@ class Reader:
                 self._handles[info.file] = safe_open(info.file, framework="pt", device="cpu")
             tensor: torch.Tensor = self._handles[info.file].get_tensor(info.name)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"cannot read tensor {info.name!r} of {info.file} ({error}), although its header "
-                "could be read: leave the files of a checkpoint alone while it is in use"
-            ) from error
+            raise _vanished(info, error) from error
         return tensor
+
+    def part(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+        """The elements from start to stop of the flattened tensor, as stored."""
+        return self.read(info).reshape(-1)[start:stop]
+
+    def expect(self, info: TensorInfo) -> None:
+        """Tells the system that this tensor is wanted soon; mapped files need no telling."""
+
+
+class Buffered(Reader):
+    """Reads tensors, or parts of them, into memory of their own, which is free again after use.
+
+    Mapped pages count as the process's own for as long as the system likes. A pass over whole
+    models must not grow with them. Threads may share one reader.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[Path, int] = {}
+        weakref.finalize(self, _close, self._open)
+
+    def read(self, info: TensorInfo) -> torch.Tensor:
+        """The whole tensor as stored."""
+        return self.part(info, 0, math.prod(info.shape)).reshape(info.shape)
+
+    def part(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+        """The elements from start to stop of the flattened tensor, as stored."""
+        import torch
+
+        from evomerge.checkpoints.digest import DTYPES
+
+        item = ITEM_BYTES[info.dtype]
+        raw = torch.empty((stop - start) * item, dtype=torch.uint8)
+        view = memoryview(raw.numpy().data)
+        done = 0
+        try:
+            file = self._descriptor(info.file)
+            while done < len(view):
+                got = os.preadv(file, [view[done:]], info.offset + start * item + done)
+                if got == 0:
+                    raise OSError("the file ends before the tensor does")
+                done += got
+        except OSError as error:
+            raise _vanished(info, error) from error
+        return raw.view(DTYPES[info.dtype])
+
+    def expect(self, info: TensorInfo) -> None:
+        """Tells the system that this tensor is wanted soon, so that the disk works meanwhile."""
+        with suppress(OSError, AttributeError):  # a hint: where it cannot be given, nothing is lost
+            os.posix_fadvise(
+                self._descriptor(info.file), info.offset, info.nbytes, os.POSIX_FADV_WILLNEED
+            )
+
+    def _descriptor(self, file: Path) -> int:
+        if file not in self._open:
+            opened = os.open(file, os.O_RDONLY)
+            if self._open.setdefault(file, opened) != opened:  # another thread was faster
+                os.close(opened)
+        return self._open[file]
+
+
+def _close(descriptors: Mapping[Path, int]) -> None:
+    for each in descriptors.values():
+        os.close(each)
+
+
+def _vanished(info: TensorInfo, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read tensor {info.name!r} of {info.file} ({error}), although its header "
+        "could be read: leave the files of a checkpoint alone while it is in use"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,15 +142,26 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} has no tensor {name!r}")
         return self._reader.read(self.tensors[name])
 
+    def part(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """The elements from start to stop of the flattened tensor: do not write into it."""
+        return self._reader.part(self.tensors[name], start, stop)
 
-def open_checkpoint(reference: str | Path) -> Checkpoint:
+    def expect(self, name: str) -> None:
+        """Tells the system that this tensor will be read soon."""
+        self._reader.expect(self.tensors[name])
+
+
+def open_checkpoint(reference: str | Path, streaming: bool = False) -> Checkpoint:
     """Open a full checkpoint and check its files.
+
+    With streaming, tensors are read into memory of their own instead of being mapped.
 
     Raises CheckpointError if it cannot be found, is damaged, or has no safetensors files.
     """
     path = resolve(reference)
     config = read_json(path / "config.json")
-    return Checkpoint(str(reference), path, config, _tensors(path))
+    reader = Buffered() if streaming else Reader()
+    return Checkpoint(str(reference), path, config, _tensors(path), reader)
 
 
 def resolve(reference: str | Path) -> Path:

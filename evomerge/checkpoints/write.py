@@ -1,7 +1,9 @@
 """Writing a checkpoint so that it is either there and complete, or not there at all.
 
-The files are streamed, one tensor in memory at a time, into a hidden directory beside the target;
-that directory is checked and then renamed. Whatever goes wrong before, it is removed.
+Tensors are made by several threads and written as they come, each at its place, into a hidden
+directory beside the target. Meanwhile what is written is brought to the disk, read back and
+compared. Only then that directory is renamed. Whatever goes wrong before, it is removed; what a
+killed process leaves, the next one that writes to the same target removes.
 """
 
 from __future__ import annotations
@@ -12,22 +14,30 @@ import os
 import secrets
 import shutil
 import struct
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
-from evomerge.checkpoints.headers import ITEM_BYTES
+from evomerge.checkpoints import disk
+from evomerge.checkpoints.headers import ITEM_BYTES, TensorInfo, read_header
 from evomerge.checkpoints.open import INDEX, WEIGHTS
+from evomerge.checkpoints.scan import hasher, scan
 from evomerge.errors import IntegrityError, OutputError
+from evomerge.methods.numerics import one_thread
 
 if TYPE_CHECKING:
     import torch
     from _typeshed import ReadableBuffer
 
-_COPY_BYTES: Final = 1 << 24
+_SETTLED_BYTES: Final = 1 << 25  # brought to the disk and read back at a time
+
+Produce = Callable[[str], "torch.Tensor | Iterable[torch.Tensor]"]
+Complete = Callable[[Mapping[str, str]], Mapping[str, "bytes | Path"]]
 
 
 @dataclass(frozen=True)
@@ -47,47 +57,62 @@ class TensorSpec:
 def write_checkpoint(
     out: Path,
     tensors: Sequence[TensorSpec],
-    produce: Callable[[str], torch.Tensor],
+    produce: Produce,
     companions: Mapping[str, bytes | Path],
     shard_bytes: int = 5_000_000_000,
-    verify: Callable[[Path], None] | None = None,
+    complete: Complete | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write a checkpoint directory.
+    workers: int = 1,
+) -> dict[str, str]:
+    """Write a checkpoint directory and return the tensors' digests.
 
-    produce is called once for every tensor and must return the declared dtype and shape. The order
-    is that of `tensors`, but within a shard wider dtypes come first, so that all data are aligned.
-    companions are further files by their names: contents, or a file to copy. A shard holds at most
-    shard_bytes of data, or one larger tensor. verify gets the finished directory before it is
-    published; progress gets the bytes of tensors written so far and in all.
+    produce is called once for every tensor, by several threads at a time if there are workers for
+    it, and returns a tensor of the declared dtype and shape, or its elements in parts, one after
+    the other. The order is that of `tensors`, but within a shard wider dtypes come first, so that
+    all data are aligned. companions are further files by their names: contents, or a file to copy.
+    A shard holds at most shard_bytes of data, or one larger tensor. complete gets the digests of
+    all tensors as they were made, may refuse them, and gives companions that depend on them.
+    progress gets the bytes of tensors written so far and in all.
+
+    Every tensor is read back, from the disk itself where the system lets one, and must have the
+    digest that it was made with.
 
     Raises OutputError if `out` is in use or cannot be written, IntegrityError if `produce` breaks
-    its promise. On any exception `out` is as before and nothing is left beside it.
+    its promise or the disk does. On any exception `out` is as before and nothing is left beside it.
     """
     _check_names(tensors, companions)
     out = out.absolute()
-    with _explained(out):
-        _check_free(out)
-    shards = _shards(tensors, shard_bytes)
+    with disk.explained(out):
+        disk.check_free(out)
     staging = out.parent / f".{out.name}.staging-{secrets.token_hex(4)}"
-    try:
-        with _explained(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            staging.mkdir()
-        for name, content in companions.items():
-            _write_companion(out, staging / name, content)
-        _write_shards(out, staging, shards, produce, progress)
-        if verify is not None:
-            verify(staging)
-        with _explained(out):
-            for directory in [staging, *(each for each in staging.rglob("*") if each.is_dir())]:
-                _sync_directory(directory)
-            staging.rename(out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            with disk.explained(out):
+                out.parent.mkdir(parents=True, exist_ok=True)
+                disk.remove_abandoned(out)
+                disk.step("mkdir", staging.mkdir)
+                stack.enter_context(disk.locked(staging))
+            disk.check_room(out, sum(spec.nbytes for spec in tensors))
+            for name, content in companions.items():
+                disk.put_file(out, staging / name, content)
+            with ExitStack() as files:
+                shards = _Shards(out, staging, _shards(tensors, shard_bytes), files)
+                digests = shards.fill(produce, progress, workers)
+            shards.check_headers()
+            for name, content in (complete(digests) if complete else {}).items():
+                _check_names((), {name: content})
+                disk.put_file(out, staging / name, content)
+            with disk.explained(out):
+                below = [each for each in staging.rglob("*") if each.is_dir()]
+                for directory in [staging, *below]:
+                    disk.sync_directory(directory)
+                disk.step("rename", staging.rename, out)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
     with suppress(OSError):  # published; a parent that cannot be synced changes nothing of that
-        _sync_directory(out.parent)
+        disk.sync_directory(out.parent)
+    return digests
 
 
 def shard_names(count: int) -> list[str]:
@@ -112,13 +137,6 @@ def _check_names(tensors: Sequence[TensorSpec], companions: Mapping[str, bytes |
             raise OutputError(f"companion file {name!r} has the name of a weight file: rename it")
 
 
-def _check_free(out: Path) -> None:
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise OutputError(
-            f"{out} exists already, expected a new or empty directory: choose another or remove it"
-        )
-
-
 def _shards(tensors: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
     """Consecutive tensors, at most shard_bytes of them in a shard; wider dtypes first in each."""
     shards: list[list[TensorSpec]] = [[]]
@@ -132,46 +150,172 @@ def _shards(tensors: Sequence[TensorSpec], shard_bytes: int) -> list[list[Tensor
     return [sorted(shard, key=lambda spec: -ITEM_BYTES[spec.dtype]) for shard in shards]
 
 
-def _write_shards(
-    out: Path,
-    staging: Path,
-    shards: Sequence[Sequence[TensorSpec]],
-    produce: Callable[[str], torch.Tensor],
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    total = sum(spec.nbytes for shard in shards for spec in shard)
-    done = 0
-    names = shard_names(len(shards))
-    for file, shard in zip(names, shards, strict=True):
-        with _created(out, staging / file) as stream:
-            with _explained(out):
-                _write(stream, _header(shard))
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor goes."""
+
+    spec: TensorSpec
+    file: Path
+    descriptor: int
+    offset: int
+
+
+class _Shards:
+    """The weight files of a staging directory, while they are filled."""
+
+    def __init__(
+        self, out: Path, staging: Path, shards: Sequence[Sequence[TensorSpec]], stack: ExitStack
+    ) -> None:
+        self._out = out
+        self._stopped = threading.Event()
+        self._places: list[_Place] = []
+        self._descriptors: list[int] = []
+        names = shard_names(len(shards))
+        for name, shard in zip(names, shards, strict=True):
+            file, header = staging / name, _header(shard)
+            descriptor = stack.enter_context(disk.created(out, file))
+            self._descriptors.append(descriptor)
+            disk.put(out, descriptor, header, 0)
+            at = len(header)
             for spec in shard:
-                data = _produced(spec, produce)
-                with _explained(out):
-                    _write(stream, data)
-                done += spec.nbytes
-                if progress is not None:
-                    progress(done, total)
-    if len(shards) > 1:
-        placed = {
-            spec.name: file for file, shard in zip(names, shards, strict=True) for spec in shard
-        }
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        _write_companion(out, staging / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+                self._places.append(_Place(spec, file, descriptor, at))
+                at += spec.nbytes
+        self._total = sum(place.spec.nbytes for place in self._places)
+        if len(shards) > 1:
+            placed = {place.spec.name: place.file.name for place in self._places}
+            index = {
+                "metadata": {"total_size": self._total},
+                "weight_map": dict(sorted(placed.items())),
+            }
+            disk.put_file(out, staging / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+
+    def fill(
+        self, produce: Produce, progress: Callable[[int, int], None] | None, workers: int
+    ) -> dict[str, str]:
+        """Makes, writes, syncs and reads back every tensor; their digests in order."""
+        made: dict[str, str] = {}
+        with (
+            one_thread(),
+            ThreadPoolExecutor(workers, "merge", _single_threaded) as makers,
+            ThreadPoolExecutor(1, "settle") as settler,
+        ):
+            try:
+                jobs = {makers.submit(self._make, place, produce): place for place in self._places}
+                self._collect(jobs, made, settler, progress)
+            except BaseException:
+                self._stopped.set()
+                makers.shutdown(wait=False, cancel_futures=True)
+                settler.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {place.spec.name: made[place.spec.name] for place in self._places}
+
+    def check_headers(self) -> None:
+        """IntegrityError unless the files say of every tensor what was meant."""
+        files = dict.fromkeys(place.file for place in self._places)
+        found = {n: (i.dtype, i.shape, i.offset) for f in files for n, i in read_header(f).items()}
+        for place in self._places:
+            spec = place.spec
+            if found.get(spec.name) != (spec.dtype, tuple(spec.shape), place.offset):
+                raise IntegrityError(
+                    f"the header of {place.file.name} read back from the disk does not describe "
+                    f"{spec.name!r} as written; nothing was published: check the disk"
+                )
+
+    def _collect(
+        self,
+        jobs: Mapping[Future[str], _Place],
+        made: dict[str, str],
+        settler: ThreadPoolExecutor,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        done = waiting = 0
+        settled: list[Future[None]] = []
+        batch: list[tuple[_Place, str]] = []
+        for job in as_completed(jobs):
+            place = jobs[job]
+            made[place.spec.name] = job.result()
+            batch.append((place, made[place.spec.name]))
+            done += place.spec.nbytes
+            waiting += place.spec.nbytes
+            if waiting >= _SETTLED_BYTES:
+                settled.append(settler.submit(self._settle, batch))
+                batch, waiting = [], 0
+            for each in settled:
+                if each.done():
+                    each.result()
+            if progress is not None:
+                progress(done, self._total)
+        settled.append(settler.submit(self._settle, batch))
+        for each in settled:
+            each.result()
+
+    def _make(self, place: _Place, produce: Produce) -> str:
+        """Writes one tensor and returns its digest."""
+        spec = place.spec
+        digest = hasher(spec.dtype, spec.shape)
+        at = place.offset
+        for data in _produced(spec, produce):
+            if self._stopped.is_set():
+                break
+            digest.update(data)
+            disk.put(self._out, place.descriptor, data, at)
+            at += memoryview(data).nbytes
+        return digest.hexdigest()
+
+    def _settle(self, batch: Sequence[tuple[_Place, str]]) -> None:
+        """Brings tensors to the disk and compares what is read back from there."""
+        for descriptor in dict.fromkeys(place.descriptor for place, _ in batch):
+            with disk.explained(self._out):
+                disk.step("fsync", getattr(os, "fdatasync", os.fsync), descriptor)
+        for place, digest in batch:
+            if self._stopped.is_set():
+                return
+            spec = place.spec
+            with suppress(OSError, AttributeError):  # without it the system's own copy is read
+                os.posix_fadvise(
+                    place.descriptor, place.offset, spec.nbytes, os.POSIX_FADV_DONTNEED
+                )
+            info = TensorInfo(spec.name, spec.dtype, spec.shape, place.file, place.offset)
+            found = scan(info)[0]
+            if found != digest:
+                raise IntegrityError(
+                    f"tensor {spec.name!r}: the weights read back from the disk have digest "
+                    f"{found}, expected {digest}; nothing was published: check the disk"
+                )
 
 
-def _produced(spec: TensorSpec, produce: Callable[[str], torch.Tensor]) -> ReadableBuffer:
+def _single_threaded() -> None:
+    """Each worker has one tensor; within it the number of threads may not decide any bit."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _produced(spec: TensorSpec, produce: Produce) -> Iterator[ReadableBuffer]:
+    """The bytes of one tensor in parts, held to what was declared."""
+    import torch
+
     from evomerge.checkpoints.digest import DTYPE_NAMES, raw_bytes
 
-    tensor = produce(spec.name)
-    found = (DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
-    if found != (spec.dtype, tuple(spec.shape)):
-        raise IntegrityError(
-            f"tensor {spec.name!r} came as {found[0]} {list(found[1])}, expected {spec.dtype} "
-            f"{list(spec.shape)}: report this as a bug"
-        )
-    return raw_bytes(tensor).data
+    made = produce(spec.name)
+    whole = isinstance(made, torch.Tensor)
+    count = 0
+    for part in [made] if isinstance(made, torch.Tensor) else made:
+        count += part.numel()
+        shape = tuple(part.shape) if whole else spec.shape
+        found = DTYPE_NAMES.get(part.dtype, str(part.dtype))
+        if (found, shape) != (spec.dtype, tuple(spec.shape)) or count > math.prod(spec.shape):
+            raise _broken_promise(spec, f"{found} {list(shape if whole else [count])}")
+        yield raw_bytes(part).data
+    if count != math.prod(spec.shape):
+        raise _broken_promise(spec, f"{count} elements")
+
+
+def _broken_promise(spec: TensorSpec, found: str) -> IntegrityError:
+    return IntegrityError(
+        f"tensor {spec.name!r} came as {found}, expected {spec.dtype} {list(spec.shape)}: report "
+        "this as a bug"
+    )
 
 
 def _header(shard: Sequence[TensorSpec]) -> bytes:
@@ -188,60 +332,3 @@ def _header(shard: Sequence[TensorSpec]) -> bytes:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def _write_companion(out: Path, target: Path, content: bytes | Path) -> None:
-    with _explained(out):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with _created(out, target) as stream:
-        for part in _parts(content):
-            with _explained(out):
-                _write(stream, part)
-
-
-def _parts(content: bytes | Path) -> Iterator[bytes]:
-    if isinstance(content, bytes):
-        yield content
-        return
-    with content.open("rb") as source:
-        while part := source.read(_COPY_BYTES):
-            yield part
-
-
-@contextmanager
-def _created(out: Path, target: Path) -> Iterator[BinaryIO]:
-    """A new file, on disk and not merely in the system's cache when the block ends."""
-    with _explained(out):
-        stream = target.open("xb")
-    try:
-        yield stream
-        with _explained(out):
-            stream.flush()
-            os.fsync(stream.fileno())
-    finally:
-        with _explained(out):
-            stream.close()
-
-
-def _write(stream: BinaryIO, data: ReadableBuffer) -> None:
-    stream.write(data)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Errors of the file system as an OutputError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {out}: {error.strerror or error}: free space there, or choose another "
-            "directory; nothing was left behind"
-        ) from error

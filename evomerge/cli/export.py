@@ -40,7 +40,7 @@ def export(
     from evomerge.report.card import candidate_card
 
     target = out or run / "export"
-    merge = open_merge(view.recipe(candidate))
+    merge = open_merge(view.recipe(candidate), streaming=True)
     warn_about_code(merge.sources.base)
     with bytes_written("writing") as progress:
         write(merge, target, candidate_card(view, candidate, digest), digest, progress)

@@ -18,6 +18,7 @@ from evomerge.cli import (
     learn,
     merge,
     methods,
+    plan,
     run,
     status,
     validate,
@@ -54,6 +55,7 @@ app.command("status")(status.status)
 app.command("front")(front.front)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
+app.command("plan")(plan.plan)
 app.command("learn")(learn.learn)
 app.command("compare")(compare.compare)
 app.command("validate")(validate.validate)

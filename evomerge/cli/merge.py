@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evomerge.cli.plan import BUDGET_HELP, chosen, show_bound
 from evomerge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def merge(
         Form | None,
         typer.Option("--as", help="Merge nothing: print the merge as a recipe or for mergekit."),
     ] = None,
+    io_budget: Annotated[str | None, typer.Option("--io-budget", help=BUDGET_HELP)] = None,
 ) -> None:
     """Merge checkpoints as a recipe or a mergekit configuration says, without a search.
 
@@ -68,13 +70,16 @@ def merge(
     from evomerge.instantiate import open_merge
     from evomerge.report.card import recipe_card
 
-    opened = open_merge(parsed)
+    opened = open_merge(parsed, streaming=True)
     warn_about_code(opened.sources.base)
+    choice = chosen(opened, io_budget)
+    if choice is not None:
+        show_bound(choice)
     with ExitStack() as stack:
         if extras is not None:
             stack.enter_context(extras_written(opened, extras))
         progress = stack.enter_context(bytes_written("writing"))
-        digest = export(opened, out, recipe_card(parsed), progress=progress)
+        digest = export(opened, out, recipe_card(parsed), progress=progress, choice=choice)
     typer.echo(f"written to {out}; digest of the weights: {digest}")
 
 

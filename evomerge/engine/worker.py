@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from evomerge.backends import make_backend, merge_device
+from evomerge.bank.bank import Bank
 from evomerge.checkpoints.catalog import catalog
-from evomerge.checkpoints.digest import tensor_digest
 from evomerge.checkpoints.sources import Sources
 from evomerge.config import BackendConfig
+from evomerge.engine.instances import Instances
 from evomerge.errors import CandidateError, InputError
-from evomerge.instantiate import Merge, model_digest
+from evomerge.instantiate import model_digest
 from evomerge.ledger.fold import Scores
 from evomerge.recipe import Recipe
 from evomerge.scoring import evaluate
-from evomerge.scoring.measures import WeightStats
 from evomerge.scoring.objectives import Objective, Split
 from evomerge.scoring.requests import Generated, Response
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -54,9 +49,10 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.backend = make_backend(self.config, self.sources)
-        self._device = merge_device(self.config)
         self._stored = catalog(self.sources.base).digests
         self.backend.open()
+        bank = Bank(self.sources, merge_device(self.config), self.config.lora)
+        self._instances = Instances(bank, self.backend)
         splits: tuple[Split, Split] = ("search", "held_out")
         self._plans = {s: evaluate.plan(self.objectives, s) for s in splits}
 
@@ -80,13 +76,11 @@ class Worker:
             CandidateError: the merged weights or a score are not finite.
         """
         started = time.perf_counter()
-        merge = Merge(recipe, self.sources, self._device)
-        made = _Made()
-        self.backend.load(made.watch(merge))
+        self._instances.load(recipe)
         ready = time.perf_counter()
         plan = self._plans[split]
         responses = self.backend.run(plan.requests)
-        scored = evaluate.score(plan, responses, WeightStats(made.moved, made.unchanged))
+        scored = evaluate.score(plan, responses, self._instances.counts())
         values = {
             o.name: o.aggregate(list(scored[o.name].values()))
             for o in self.objectives
@@ -96,7 +90,7 @@ class Worker:
             if not abs(value.value) < float("inf"):
                 raise CandidateError(f"objective {name} is {value.value}, expected a finite number")
         return Scores(
-            digest=model_digest(self._stored, made.digests),
+            digest=model_digest(self._stored, self._instances.digests()),
             values=values,
             items={n: tuple(s.value for s in by.values()) for n, by in scored.items() if by},
             weights={
@@ -112,26 +106,8 @@ class Worker:
         )
 
     def close(self) -> None:
+        self._instances.close()
         self.backend.close()
-
-
-@dataclass
-class _Made:
-    """What passed on its way from the merge into the model: digests, and how much was moved."""
-
-    digests: dict[str, str] = field(default_factory=dict)
-    moved: int = 0
-    unchanged: int = 0
-
-    def watch(self, merge: Merge) -> Iterator[tuple[str, torch.Tensor]]:
-        """The merge's tensors, one at a time."""
-        for name, tensor in merge.tensors():
-            self.digests[name] = tensor_digest(tensor)
-            if name in merge.moved:
-                base = merge.sources.base.read(name).to(tensor)
-                self.moved += tensor.numel()
-                self.unchanged += int((tensor == base).sum())
-            yield name, tensor
 
 
 def count_tokens(responses: list[Response]) -> int:

@@ -19,8 +19,8 @@ from evomerge.cli.main import app
 from tests.studies import write_experiment
 
 VERBS = (
-    "run", "status", "front", "export", "merge", "compare", "calibrate", "learn", "validate",
-    "methods", "inspect", "zoo",
+    "run", "status", "front", "export", "merge", "plan", "compare", "calibrate", "learn",
+    "validate", "methods", "inspect", "zoo",
 )  # fmt: skip
 
 
@@ -100,6 +100,26 @@ def test_export_refuses_when_a_source_has_changed(workspace: Path, tmp_path: Pat
     assert result.exit_code == 2
     assert "sha256" in result.stderr
     assert not (tmp_path / "run" / "export").exists()
+
+
+def test_a_plan_and_a_merge_with_a_budget(workspace: Path, tmp_path: Path) -> None:
+    recipe = {
+        "base": str(workspace / "base"),
+        "experts": {"adds": str(workspace / "adds")},
+        "method": "ties",
+        "parameters": [{"tensors": "*/*/*"}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    printed = invoke("plan", tmp_path / "recipe.yaml", "--io-budget", "50%")
+    for word in ("reads", "writes", "memory", "time", "left out of the task vectors"):
+        assert word in printed
+    planned = json.loads(invoke("plan", tmp_path / "recipe.yaml", "--io-budget", "50%", "--json"))
+    printed = invoke(
+        "merge", tmp_path / "recipe.yaml", "--io-budget", "50%", "--out", tmp_path / "out"
+    )
+    assert "left out of the task vectors" in printed
+    stored = json.loads((tmp_path / "out" / "lineage.json").read_text())["io_budget"]
+    assert stored == planned["io_budget"]
 
 
 def test_a_merge_with_weight_one_is_that_expert(workspace: Path, tmp_path: Path) -> None:

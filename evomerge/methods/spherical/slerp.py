@@ -35,15 +35,21 @@ def slerp(
 ) -> torch.Tensor:
     """Walk along the arc from one model to another: two experts, or the base and one expert."""
     first, second = experts if len(experts) == 2 else (base, experts[0])
+    return weighted_sum([first, second], arc_weights(t, cosine(first, second)))
+
+
+def cosine(first: torch.Tensor, second: torch.Tensor) -> float:
+    """The cosine between two tensors as vectors; 1 if one of them is zero."""
     norms = math.sqrt(dot(first, first)) * math.sqrt(dot(second, second))
-    cosine = dot(first, second) / norms if norms > 0 else 1.0
+    return dot(first, second) / norms if norms > 0 else 1.0
+
+
+def arc_weights(t: float, cosine: float) -> list[float]:
+    """The weights of the two ends at ``t`` on the arc between vectors of that cosine."""
     if abs(cosine) > _NEARLY_PARALLEL:
-        return weighted_sum([first, second], [1 - t, t])
+        return [1 - t, t]
     omega = math.acos(cosine)
-    return weighted_sum(
-        [first, second],
-        [math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)],
-    )
+    return [math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)]
 
 
 def _ends(weights: tuple[float, ...]) -> dict[str, float | tuple[float, ...]] | None:

@@ -1,0 +1,1 @@
+"""Base and experts held between candidates, and fused kernels that merge them in one pass."""

@@ -1,0 +1,201 @@
+"""Candidates out of resident sources: one pass over memory each where the method has a kernel.
+
+``Merge`` stays the reference. The bank makes the same bits faster, and gives every tensor that its
+kernels do not cover (methods without one, merges within recipes, other devices and dtypes) to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from evomerge.bank.jobs import AVAILABLE, Job, addressable, code, work
+from evomerge.bank.plans import BASE, plan
+from evomerge.bank.ranks import Ranks
+from evomerge.bank.resident import Lora, ResidentExpert, resident
+from evomerge.checkpoints.sources import Sources
+from evomerge.instantiate import Merge
+from evomerge.methods.spherical.slerp import cosine
+from evomerge.recipe import Recipe
+
+_BATCH = 1 << 22  # elements that are made before they are handed on
+
+Destination = Callable[[str, torch.dtype], torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor of a candidate: values of ``dtype``, perhaps in wider memory.
+
+    ``unchanged`` counts the entries that equal the base's, rounded to the same dtype; it is None
+    for a tensor that is not moved, only cast.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    dtype: torch.dtype
+    unchanged: int | None
+
+
+def _nowhere(name: str, dtype: torch.dtype) -> None:
+    return None
+
+
+class Bank:
+    """The base and the experts between candidates, with what does not depend on parameters.
+
+    That is, taken when it is first needed: the ranks of task vectors (see ``ranks``; 8 bytes a
+    distinct magnitude or 4 an entry) for methods that trim, and cosines for SLERP.
+    """
+
+    def __init__(self, sources: Sources, device: str = "cpu", lora: Lora = "weights") -> None:
+        self.sources = resident(sources, device, lora)
+        self._device = device
+        self._base: dict[str, torch.Tensor] = {}
+        self._ranks: dict[tuple[str, str], Ranks] = {}
+        self._cosines: dict[tuple[str, str, str], float] = {}
+        self.threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self.threads, "evomerge-bank")
+
+    def merge(self, recipe: Recipe) -> Merge:
+        """The recipe bound to the resident sources."""
+        return Merge(recipe, self.sources, self._device)
+
+    def make(
+        self, merge: Merge, names: Iterable[str], destination: Destination = _nowhere
+    ) -> Iterator[Made]:
+        """Those tensors of one of this bank's merges, in their order.
+
+        ``destination`` is asked for memory to write a tensor of some dtype into: contiguous, on the
+        CPU, of that dtype or float32. What it gives has been written when the tensor is handed on,
+        or when this raises.
+
+        Raises:
+            CandidateError: a tensor is not finite.
+        """
+        values: dict[str, dict[str, Any]] = {}  # by group: many tensors share one
+        batch: list[str] = []
+        elements = 0
+        for name in names:
+            batch.append(name)
+            elements += math.prod(self.sources.base.tensors[name].shape)
+            if elements >= _BATCH:
+                yield from self._batch(merge, batch, values, destination)
+                batch, elements = [], 0
+        yield from self._batch(merge, batch, values, destination)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held beside the mapped files: ranks, and weights made from LoRA factors."""
+        experts = self.sources.experts.values()
+        made = sum(e.nbytes for e in experts if isinstance(e, ResidentExpert))
+        return made + sum(ranks.nbytes for ranks in self._ranks.values())
+
+    def close(self) -> None:
+        """Ends the bank's threads."""
+        self._pool.shutdown()
+
+    def _batch(
+        self,
+        merge: Merge,
+        names: list[str],
+        values: dict[str, dict[str, Any]],
+        destination: Destination,
+    ) -> Iterator[Made]:
+        jobs = {name: self._job(merge, name, values, destination) for name in names}
+        work([job for job in jobs.values() if job is not None], self._pool, self.threads)
+        for name, job in jobs.items():
+            if job is not None and job.finite:
+                yield Made(name, job.out, job.dtype, job.unchanged)
+            else:  # raises if it was not finite
+                yield self._reference(merge, name)
+
+    def _reference(self, merge: Merge, name: str) -> Made:
+        tensor = merge.tensor(name)
+        if merge.group(name) is None:
+            return Made(name, tensor, tensor.dtype, None)
+        base = self.sources.base.read(name).to(tensor)
+        return Made(name, tensor, tensor.dtype, int((tensor == base).sum()))
+
+    def _job(
+        self,
+        merge: Merge,
+        name: str,
+        values: dict[str, dict[str, Any]],
+        destination: Destination,
+    ) -> Job | None:
+        """What a kernel has to do for a tensor; None where only the reference can make it."""
+        owner = self.sources.tied.get(name, name)
+        group, names = merge.group(owner), tuple(merge.experts)
+        kept = all(isinstance(expert, ResidentExpert) for expert in merge.experts.values())
+        if not AVAILABLE or self._device != "cpu" or group is None or not kept:
+            return None
+        base, dtype = self.base(owner), merge.dtype(owner)
+        experts = [self.expert(each, owner) for each in names]
+        if any(code(t) is None for t in (dtype, base.dtype, *(e.dtype for e in experts))):
+            return None
+        if group.tensors not in values:
+            values[group.tensors] = merge.values(group)
+        given, context = values[group.tensors], merge.context(owner)
+        how = plan(merge.recipe.method, context, given, _Facts(self, names))
+        if how is None:
+            return None
+        out = destination(name, dtype)
+        if out is None:
+            out = torch.empty(base.shape, dtype=dtype)
+        return Job(how, base, experts, out, dtype)
+
+    def base(self, name: str) -> torch.Tensor:
+        """A tensor of the base as it is stored."""
+        if name not in self._base:
+            self._base[name] = addressable(self.sources.base.read(name))
+        return self._base[name]
+
+    def expert(self, expert: str, name: str) -> torch.Tensor:
+        """A tensor of an expert, which is the base's own where they are equal."""
+        found = self.sources.experts[expert]
+        assert isinstance(found, ResidentExpert)
+        return addressable(found.view(name)) if name in found.changed else self.base(name)
+
+    def ranks(self, experts: tuple[str, ...], name: str, at: int) -> Ranks:
+        """The ranks of the task vector of ``experts[at]`` in one tensor; of all, if it has none."""
+        if (experts[at], name) not in self._ranks:
+            missing = [each for each in experts if (each, name) not in self._ranks]
+
+            def take(expert: str) -> Ranks:
+                delta = self.expert(expert, name).float() - self.base(name).float()
+                return Ranks.of(delta.numpy())
+
+            for expert, ranks in zip(missing, self._pool.map(take, missing), strict=True):
+                self._ranks[expert, name] = ranks
+        return self._ranks[experts[at], name]
+
+    def cosine(self, first: str | None, second: str | None, name: str) -> float:
+        """The cosine of two experts' weights (None: the base's) in one tensor."""
+        key = (first or "", second or "", name)
+        if key not in self._cosines:
+            a, b = (self.base(name) if e is None else self.expert(e, name) for e in (first, second))
+            self._cosines[key] = cosine(a.float(), b.float())
+        return self._cosines[key]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """See ``plans.Facts``: a bank, for experts in the order in which a method gets them."""
+
+    bank: Bank
+    experts: tuple[str, ...]
+
+    def threshold(self, tensor: str, expert: int, density: float) -> float:
+        if density >= 1:  # needs no ranking
+            return 0.0
+        return self.bank.ranks(self.experts, tensor, expert).threshold(density)
+
+    def cosine(self, tensor: str, first: int, second: int) -> float:
+        names = [None if at == BASE else self.experts[at] for at in (first, second)]
+        return self.bank.cosine(names[0], names[1], tensor)
