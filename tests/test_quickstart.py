@@ -57,6 +57,9 @@ def test_the_knee_is_exported_and_answers_as_it_was_scored(finished: Path, tmp_p
         ("layerwise-ties", TASKS),
         ("layerwise-dare-ties", TASKS),
         ("slerp-gradient", TASKS[:2]),
+        ("lines", TASKS),
+        ("optmerge-filter", TASKS),
+        ("bayesian-data-free", TASKS),
     ],
 )
 def test_lora_experts_go_through_every_shipped_space(

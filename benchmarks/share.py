@@ -1,0 +1,51 @@
+"""Where a worker's time goes in a finished run: in the model, in making candidates, elsewhere.
+
+    evomerge run quickstart --out runs/share && python -m benchmarks.share runs/share
+
+Reads the ledger alone. The time of each candidate on the search split runs from the event before
+its own to its own; ``score`` is the part in which the model answered and answers were judged,
+``instantiate`` the part in which its weights were made, and the rest is the engine's. The first
+candidate of a session, which waits for the model to load, is left out.
+
+Results go to benchmarks/results/share.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from itertools import pairwise
+from pathlib import Path
+
+from evomerge.ledger.store import read_events
+
+RESULT = Path(__file__).parent / "results" / "share.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    options = parser.parse_args()
+    scored = [e for e in read_events(options.run) if e.kind == "scored"]
+    total = {"score": 0.0, "instantiate": 0.0, "elsewhere": 0.0}
+    for before, event in pairwise(scored):
+        timing = event.timing
+        wall = event.time - before.time
+        total["score"] += timing["score"]
+        total["instantiate"] += timing["instantiate"]
+        total["elsewhere"] += wall - timing["score"] - timing["instantiate"]
+    whole = sum(total.values())
+    candidates = len(scored) - 1
+    shares = {name: seconds / whole for name, seconds in total.items()}
+    for name, seconds in total.items():
+        each = 1000 * seconds / candidates
+        print(f"{name:<12} {100 * shares[name]:5.1f} %  {each:8.1f} ms a candidate")
+    machine = {"cores": os.cpu_count(), "python": platform.python_version()}
+    found = {"machine": machine, "run": options.run.name, "candidates": candidates}
+    RESULT.write_text(json.dumps({**found, "seconds": total, "shares": shares}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
