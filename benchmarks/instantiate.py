@@ -274,8 +274,9 @@ def summary(found: dict[str, Any], other: dict[str, Clock] | None) -> dict[str, 
             row["limit_to_pass"], row["limit_to_mergekit"] = METHODS[name][1:]
             row["first"], row["eager"] = found["first"][name], found["reference"][name]
             if other:
-                row["mergekit"] = other[name][0]
+                row["mergekit"], row["mergekit_cpu"] = other[name]
                 row["mergekit_to_this"] = other[name][0] / row["wall"]
+                row["mergekit_to_this_cpu"] = other[name][1] / row["cpu"]
         rows[name] = row
     return rows
 
@@ -310,7 +311,7 @@ def main() -> None:
     for name, row in rows.items():
         beside = "".join(
             f"  {key} {row[key]:.3g}"
-            for key in ("first", "eager", "mergekit_to_this")
+            for key in ("first", "eager", "mergekit_to_this", "mergekit_to_this_cpu")
             if key in row
         )
         print(
