@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from evomerge.config import Scalarise
 from evomerge.engine.pools import Pool
@@ -159,7 +160,8 @@ class Loop:
         return self.study.space.recipe(candidate.genome)
 
     def _references_pending(self) -> bool:
-        return any(c.status == "pending" for c in self.state.references())
+        first = islice(self.state.candidates.values(), len(self.study.references))
+        return any(c.status == "pending" for c in first)  # references are proposed first
 
     def _ask(self, free: int) -> list[int]:
         """New candidates for the free workers, as many as the budget and the search allow."""
@@ -167,7 +169,7 @@ class Loop:
             return []
         limit = self.study.experiment.budget.candidates
         if limit is not None:
-            free = min(free, limit - len(self.state.searched()))
+            free = min(free, limit - self.state.asked)
         first = len(self.state.candidates)
         genomes = self._search.ask(range(first, first + free))
         for id, genome in enumerate(genomes, first):
@@ -177,12 +179,10 @@ class Loop:
     def _spent(self) -> str | None:
         """Which part of the budget is used up, or None."""
         budget = self.study.experiment.budget
-        searched = self.state.searched()
-        scores = [c.scores for c in searched if c.scores is not None]
         spent = {
-            "candidates": len(searched),
-            "items": sum(len(i) for s in scores for i in s.items.values()),
-            "tokens": sum(s.tokens for s in scores),
+            "candidates": self.state.asked,
+            "items": self.state.items,
+            "tokens": self.state.tokens,
             "hours": self.state.seconds / 3600,
         }
         for name, used in spent.items():

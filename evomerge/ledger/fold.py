@@ -69,12 +69,19 @@ class Candidate:
 
 @dataclass
 class State:
-    """Everything the events say so far."""
+    """Everything the events say so far.
+
+    ``asked`` counts what the search proposed, ``items`` and ``tokens`` what scoring that on the
+    search split took: sums that the loop needs at every step, whatever their number.
+    """
 
     study: Mapping[str, Any] | None = None
     candidates: dict[int, Candidate] = field(default_factory=dict)
     finished: str | None = None
     seconds: float = 0.0  # of driver time, over all sessions
+    asked: int = 0
+    items: int = 0
+    tokens: int = 0
     _session: tuple[int, float] = (0, 0.0)
 
     def references(self) -> list[Candidate]:
@@ -109,12 +116,16 @@ class State:
                 genome=None if genome is None else tuple(genome),
                 recipe=Recipe(**body["recipe"]) if "recipe" in body else None,
             )
+            self.asked += not self.candidates[id].is_reference
             self.finished = None
             return
         candidate = self.candidates[id]
         if event.kind == "scored":
             candidate.status = "scored"
             candidate.scores = Scores.from_body(body, event.timing)
+            if not candidate.is_reference:
+                self.items += sum(len(scores) for scores in candidate.scores.items.values())
+                self.tokens += candidate.scores.tokens
         elif event.kind == "failed":
             candidate.status, candidate.reason = "failed", body["reason"]
         elif event.kind == "held_out":
