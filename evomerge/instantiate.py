@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, overload
@@ -15,7 +15,7 @@ from evomerge.checkpoints.scan import combine
 from evomerge.checkpoints.sources import Expert, Names, Sources, open_sources
 from evomerge.checkpoints.statistics import Statistics, open_statistics
 from evomerge.errors import CandidateError, CheckpointError
-from evomerge.methods import Context, Factors, get_method
+from evomerge.methods import Context, Factors, Method, get_method
 from evomerge.methods.context import BASE
 from evomerge.recipe import Group, Merged, Recipe, Source, group_values, select
 
@@ -325,7 +325,7 @@ def open_merge(recipe: Recipe, device: str = "cpu", streaming: bool = False) -> 
         check_fingerprint(name, source, sources.experts[name].weights)
     merge = Merge(recipe, sources, device, streaming)
     if merge.statistics is not None:
-        check_statistics(merge.statistics, sources)
+        check_statistics(merge.statistics, sources, get_method(recipe.method), recipe.experts)
     return merge
 
 
@@ -346,8 +346,18 @@ def _sealed(path: str, sha256: str) -> Statistics:
     return opened
 
 
-def check_statistics(statistics: Statistics, sources: Sources) -> None:
-    """CheckpointError if statistics were collected from another checkpoint of the same name."""
+def check_statistics(
+    statistics: Statistics, sources: Sources, method: Method, experts: Iterable[str]
+) -> None:
+    """CheckpointError if statistics are of other checkpoints, or lack what the method needs.
+
+    Without this check a method that finds nothing would quietly average every tensor.
+    """
+    if missing := missing_statistics(statistics, method, experts):
+        raise CheckpointError(
+            f"the statistics in {statistics.path} have no {', '.join(missing)}, which "
+            f"{method.name} needs; collect them with `evomerge calibrate --collect`"
+        )
     opened = {BASE: sources.base, **{n: e.weights for n, e in sources.experts.items()}}
     for name, of in statistics.sources.items():
         if name in opened and fingerprint(opened[name]) != of:
@@ -355,6 +365,13 @@ def check_statistics(statistics: Statistics, sources: Sources) -> None:
                 f"the statistics in {statistics.path} are of another {name!r} than "
                 f"{opened[name].path}; collect them again with `evomerge calibrate`"
             )
+
+
+def missing_statistics(statistics: Statistics, method: Method, experts: Iterable[str]) -> list[str]:
+    """What a method needs and the statistics lack, as "gram of vqa"."""
+    wanted = [(kind, name) for kind in method.statistics for name in experts]
+    wanted += [(kind, BASE) for kind in method.base_statistics]
+    return [f"{kind} of {name}" for kind, name in wanted if kind not in statistics.kinds(name)]
 
 
 def check_fingerprint(name: str, source: Source, opened: Checkpoint | Adapter) -> None:

@@ -8,14 +8,17 @@ import pytest
 import torch
 import yaml
 
+from evomerge.calibrate.store import open_store
+from evomerge.checkpoints.catalog import fingerprint
 from evomerge.checkpoints.open import open_checkpoint
 from evomerge.checkpoints.sources import open_sources
+from evomerge.checkpoints.statistics import Origin
 from evomerge.config import load_experiment
 from evomerge.directions import make_directions
 from evomerge.engine.study import open_study, space_of
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.export import export
-from evomerge.instantiate import Lazy, open_merge
+from evomerge.instantiate import Lazy, Merge, open_merge
 from evomerge.recipe import Group, Merged, Recipe, Source, load_recipe
 from evomerge.report.card import recipe_card
 from tests.merging import full_expert, lora_delta, lora_expert
@@ -125,6 +128,43 @@ def test_a_method_without_its_statistics_is_refused(folder: Path) -> None:
     path = write(folder / "outer.yaml", base="base", **inner("regmean", AB))
     with pytest.raises(ConfigError, match=r"needs statistics \(gram\).*evomerge calibrate"):
         load_recipe(path)
+
+
+def collected(folder: Path, path: Path, kinds: dict[str, list[str]], of: str = "a") -> Path:
+    """Statistics of every language matrix: an identity as the Gram."""
+    sources = open_sources(str(folder / "base"), {n: str(folder / n) for n in (*AB, "lora")})
+    names = [n for n in sources.base.tensors if "_proj" in n]
+    with open_store(path, fingerprint(sources.base)) as store:
+        for source, wanted in kinds.items():
+            weights = sources.experts[of if source == "a" else source].weights
+            for kind in wanted:
+                draft = store.begin(source, kind, Origin(fingerprint(weights), 1, 1, "0" * 64))
+                for n in names:
+                    width = sources.base.tensors[n].shape[1]
+                    draft.record({n: store.write(torch.eye(width))})
+                draft.finish()
+    return path
+
+
+def test_statistics_reach_the_method_and_must_be_those_of_the_experts(
+    folder: Path, tmp_path: Path
+) -> None:
+    def merge(statistics: Path) -> Merge:
+        named = {"statistics": str(statistics)}
+        path = write(folder / "outer.yaml", base="base", **inner("regmean", AB), **named)
+        return open_merge(load_recipe(path))
+
+    whole = merge(collected(folder, tmp_path / "whole", {"a": ["gram"], "b": ["gram"]}))
+    sources = open_sources(str(folder / "base"), {n: str(folder / n) for n in AB})
+    mean = sum(sources.experts[n].read(UP) for n in AB) / 2
+    torch.testing.assert_close(whole.merged(UP), mean, rtol=0, atol=1e-6)  # equal Grams
+    lookup = whole.context(UP).lookup
+    assert lookup is not None
+    assert torch.equal(lookup("gram", "a"), torch.eye(sources.base.tensors[UP].shape[1]))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"have no gram of b, which regmean needs"):
+        merge(collected(folder, tmp_path / "part", {"a": ["gram"], "b": ["fisher"]}))
+    with pytest.raises(CheckpointError, match="are of another 'a' than"):
+        merge(collected(folder, tmp_path / "other", {"a": ["gram"], "b": ["gram"]}, of="lora"))
 
 
 def test_whole_numbers(folder: Path) -> None:

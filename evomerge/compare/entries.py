@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from evomerge.checkpoints.statistics import open_statistics
 from evomerge.engine.study import Study
 from evomerge.errors import ConfigError
+from evomerge.instantiate import missing_statistics
 from evomerge.mergekit.read import load_any
 from evomerge.methods import Method, all_methods, get_method
 from evomerge.methods.registry import Parameter
@@ -103,9 +105,14 @@ def _unfit(method: Method, study: Study) -> str | None:
         return str(error)
     if method.ordered and len(study.space.experts) > 1:
         return "the order of the experts has a meaning for it"
-    missing = [k for k in (*method.statistics, *method.base_statistics)]
-    if missing and study.space.statistics is None:
-        return f"it needs statistics ({', '.join(missing)}): see `evomerge calibrate`"
+    needed = (*method.statistics, *method.base_statistics)
+    if not needed:
+        return None
+    if study.space.statistics is None:
+        return f"it needs statistics ({', '.join(needed)}): see `evomerge calibrate`"
+    collected = open_statistics(study.space.statistics.path)
+    if missing := missing_statistics(collected, method, study.space.experts):
+        return f"the statistics have no {', '.join(missing)}: see `evomerge calibrate --collect`"
     return None
 
 

@@ -17,6 +17,7 @@ from evomerge.config import AGGREGATES, Experiment, check_names
 from evomerge.engine.references import Reference, references
 from evomerge.errors import ConfigError
 from evomerge.instantiate import FLOATING, check_statistics
+from evomerge.methods import get_method
 from evomerge.recipe import Source
 from evomerge.scoring.objectives import Objective, load_objective
 from evomerge.search.base import SearchSettings, check_settings
@@ -81,7 +82,7 @@ def open_study(experiment: Experiment) -> Study:
     statistics = None
     if experiment.statistics is not None:
         collected = open_statistics(experiment.statistics)
-        check_statistics(collected, sources)
+        check_statistics(collected, sources, get_method(experiment.space.method), paths)
         statistics = Source(path=experiment.statistics, sha256=collected.fingerprint)
     space = bind(
         experiment.space,
