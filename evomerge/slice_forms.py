@@ -13,7 +13,7 @@ from evomerge.methods import Context, Method
 from evomerge.methods.elementwise.linear import weighted_sum
 from evomerge.methods.masks import mask_key, random_keep, share
 from evomerge.methods.registry import average
-from evomerge.methods.spherical.slerp import _NEARLY_PARALLEL
+from evomerge.methods.spherical.slerp import arc_weights, cosine_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -273,8 +273,8 @@ def _slerp(tensor: Tensor) -> Part:
         two.copy_(second(start, stop))
         for found, a, b in zip(sums, (one, one, two), (one, two, two), strict=True):
             found += _row_sums(torch.mul(a, b, out=product))
-    inner = [math.fsum(each) for each in sums]
-    weights = arc(inner[0], inner[1], inner[2], tensor.values["t"])
+    one_one, one_two, two_two = (math.fsum(each) for each in sums)
+    weights = arc_weights(tensor.values["t"], cosine_of(one_one, one_two, two_two))
     return lambda base, experts, start: weighted_sum([base, *experts][-2:], weights)
 
 
@@ -283,16 +283,6 @@ def _row_sums(product: torch.Tensor) -> list[float]:
     whole = product.numel() // _ROW * _ROW
     rows: list[float] = product[:whole].view(-1, _ROW).sum(dim=1).tolist()
     return rows + product[whole:].tolist()
-
-
-def arc(one: float, both: float, two: float, t: float) -> list[float]:
-    """The weights of slerp's two ends, from their inner products."""
-    norms = math.sqrt(one) * math.sqrt(two)
-    cosine = both / norms if norms > 0 else 1.0
-    if abs(cosine) > _NEARLY_PARALLEL:
-        return [1 - t, t]
-    omega = math.acos(cosine)
-    return [math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)]
 
 
 FORMS: dict[str, Callable[[Tensor], Part]] = {

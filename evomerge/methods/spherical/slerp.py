@@ -40,8 +40,13 @@ def slerp(
 
 def cosine(first: torch.Tensor, second: torch.Tensor) -> float:
     """The cosine between two tensors as vectors; 1 if one of them is zero."""
-    norms = math.sqrt(dot(first, first)) * math.sqrt(dot(second, second))
-    return dot(first, second) / norms if norms > 0 else 1.0
+    return cosine_of(dot(first, first), dot(first, second), dot(second, second))
+
+
+def cosine_of(first: float, both: float, second: float) -> float:
+    """The cosine from ``⟨a, a⟩``, ``⟨a, b⟩`` and ``⟨b, b⟩``."""
+    norms = math.sqrt(first) * math.sqrt(second)
+    return both / norms if norms > 0 else 1.0
 
 
 def arc_weights(t: float, cosine: float) -> list[float]:
