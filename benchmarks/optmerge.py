@@ -1,7 +1,7 @@
 """OptMerge in closed form against the published iteration: agreement, and time.
 
-    python benchmarks/optmerge.py            # some ten minutes on two cores
-    python benchmarks/optmerge.py --quick    # about one: fewer reference steps are timed
+    python benchmarks/optmerge.py            # some fifteen minutes on two cores
+    python benchmarks/optmerge.py --quick    # some four: fewer reference steps are timed
 
 Agreement: on every attention and MLP matrix of the zoo's language model, for its full fine-tunes
 and its LoRA experts. The reference takes the 300 published steps on the published loss, in
