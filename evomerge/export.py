@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 5_000_000_000
 WHOLE_BYTES = 1 << 29  # of tensors that cannot be merged in slices and are worked on at a time
 COPIED = 1 << 20  # elements: a slice of a tensor that is copied
-DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+DTYPES = {name: stored for stored, name in FLOATING.items()}
 _NOTE = "# merged with an I/O budget, which left parts of experts out: see lineage.json\n"
 Progress = Callable[[int, int], None]  # bytes of tensors written so far, and in all
 

@@ -257,7 +257,8 @@ class Merge:
             module=place.module,
             block=place.block,
             blocks=self._blocks.get(place.tower, 0),
-            factors=self._factors(name),
+            # elementwise methods have no use for factors, and candidates no time to read them
+            factors=None if get_method(self.recipe.method).exact else self._factors(name),
             lookup=(
                 (lambda kind, source: self._statistic(statistics, kind, source, name))
                 if statistics is not None

@@ -194,6 +194,14 @@ def test_factors_are_the_task_vectors(folder: Path) -> None:
     assert sources.experts["a"].factors(UP) is None
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "tsv_m"])
+def test_only_methods_that_are_not_elementwise_get_factors(folder: Path, method: str) -> None:
+    both = {"lora": "lora", "lora2": "lora2"}
+    path = write(folder / "outer.yaml", base="base", **inner(method, both))
+    found = open_merge(load_recipe(path)).context(UP).factors
+    assert (found is None) == (method == "task_arithmetic")
+
+
 def test_experts_are_read_when_asked_for_and_once() -> None:
     read: list[int] = []
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from evomerge.checkpoints.headers import TensorInfo
 from evomerge.checkpoints.open import Checkpoint, Reader
 from evomerge.checkpoints.sources import Expert, Sources
+from evomerge.methods import Factors
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ Lora = Literal["weights", "factors"]
 
 @dataclass(frozen=True, kw_only=True)
 class ResidentExpert(Expert):
-    """An expert whose tensors are read, or made from LoRA factors, once.
+    """An expert whose tensors and factors are read, or made from each other, once.
 
     here: the base on the device.
     """
@@ -36,6 +37,13 @@ class ResidentExpert(Expert):
     device: str
     lora: Lora
     _held: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _factors: dict[str, Factors | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def factors(self, name: str) -> Factors | None:
+        """See ``Expert.factors``; read once."""
+        if name not in self._factors:
+            self._factors[name] = super().factors(name)
+        return self._factors[name]
 
     def view(self, name: str) -> torch.Tensor:
         """The expert's weight, of the dtype it is stored in, or float32: do not write into it."""

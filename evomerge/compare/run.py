@@ -142,14 +142,14 @@ class _Book:
                     f"choose another --out"
                 )
             else:
-                self._trim(lines)
+                self._end_line()
         except OSError as error:
             raise OutputError(f"{out} cannot be written ({error}); choose another --out") from error
         for line in lines[1:]:
             if (record := _parse(line)) is not None:
                 self._remember(record)
 
-    def _trim(self, lines: list[str]) -> None:
+    def _end_line(self) -> None:
         """Ends a line that a crash cut short, so that the next one starts afresh."""
         if not self._path.read_bytes().endswith(b"\n"):
             with self._path.open("a") as file:

@@ -34,9 +34,9 @@ class Context:
 
     ``module`` is its kind (attention, mlp, norm, ...), ``block`` its block and ``blocks`` the
     number of blocks in its tower. ``factors`` are there if every expert changes the tensor by a
-    product of low rank, in the order of ``experts``. ``lookup(kind, source)`` finds a statistic of
-    the tensor, float32, or None. ``anchor`` makes the tensor of the model that the recipe names as
-    anchor, float32.
+    product of low rank, in the order of ``experts``, and the method is not elementwise
+    (``exact``). ``lookup(kind, source)`` finds a statistic of the tensor, float32, or None.
+    ``anchor`` makes the tensor of the model that the recipe names as anchor, float32.
     """
 
     tensor: str
