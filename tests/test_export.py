@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -278,7 +277,7 @@ class Interrupted:
             action(arguments[0], arguments[1][: len(arguments[1]) // 2], arguments[2])
         if self.error is None:
             os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(60)
+            threading.Event().wait()  # this thread may run on until the signal has come through
         raise self.error
 
 
