@@ -6,18 +6,29 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evomerge.errors import ConfigError
-from evomerge.search.base import Search, SearchSettings, check_settings, find_algorithm
+from evomerge.search.base import (
+    Measured,
+    Search,
+    SearchSettings,
+    check_settings,
+    find_algorithm,
+)
 
 if TYPE_CHECKING:
     from evomerge.space import Gene
 
 
 def make_search(
-    settings: SearchSettings, dimension: int, objectives: int, genes: Sequence[Gene] = ()
+    settings: SearchSettings,
+    dimension: int,
+    objectives: int,
+    genes: Sequence[Gene] = (),
+    measured: Measured | None = None,
 ) -> Search:
     """The search that `settings` name, over [0, 1]^dimension, before any call.
 
-    Evo-Merging and registered searches may ask what the `genes` mean.
+    Evo-Merging and registered searches may ask what the `genes` mean; guided searches how
+    candidates are `measured`.
 
     Raises what `check_settings` does, and MissingDependency where its library is not installed.
     """

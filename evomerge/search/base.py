@@ -59,6 +59,59 @@ class Search(Protocol):
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a candidate is first asked: blocks of items by number, by the metric or the signal."""
+
+    blocks: tuple[int, ...]
+    signal: bool
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Values of some items of one candidate.
+
+    ``items`` has, by objective, positions among the objective's search items and the value at each:
+    the metric's score, or with ``signal`` the auxiliary signal. Not signed by direction.
+    """
+
+    signal: bool
+    items: Mapping[str, tuple[tuple[int, ...], tuple[float, ...]]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a guided search knows of how candidates are measured.
+
+    ``blocks`` are the parts in which items come, stratified over the objectives, the same for all
+    candidates: by objective the positions of its items; every item is in exactly one of them.
+    ``fitness`` makes the scores of `Search.tell` of the values by objective. ``signals`` are the
+    objectives whose items have a signal.
+    """
+
+    blocks: tuple[Mapping[str, tuple[int, ...]], ...]
+    signals: frozenset[str]
+    fitness: Callable[[Mapping[str, float]], tuple[float, ...]]
+
+
+class Guided(Search, Protocol):
+    """A search that decides how much of a candidate is looked at and learns from single items.
+
+    `observe` comes with everything that was seen of a candidate, in the order in which it came,
+    references that lie in the space included, before the `tell` that a full score brings.
+    """
+
+    def look(self, candidate: int) -> Look | None:
+        """What to ask of a candidate that was just asked for; None: its score, as by any search.
+
+        A candidate with a look is a probe: it gets no score and is never told or failed, but by
+        `fail` if it cannot be built. It is over when its look is observed.
+        """
+
+    def observe(self, candidate: int, genome: Genome, evidence: Evidence) -> None:
+        """Reports items of a candidate."""
+
+
+@dataclass(frozen=True)
 class Option:
     """One option of an algorithm: `None` as default means that the algorithm chooses."""
 
