@@ -2,7 +2,7 @@
 
 base: org/base-model                     # a path, a hub name, or zoo:...
 experts: {math: org/math-model, code: ./code-lora}
-directions: {wudi: {method: wudi}}       # optional: merges to search over in place of the experts
+directions: {math: expert, wudi: {method: wudi}}   # optional: what to search over
 statistics: ./calibration                # optional: what `evomerge calibrate` wrote
 space: layerwise-task-arithmetic         # a name, a file, or written inline
 objectives: [zoo/vqa, ./my-task]         # names, folders, or written inline
@@ -171,15 +171,16 @@ class Direction(_Model):
 class Experiment(_Model):
     """A search as a user declares it; names are resolved, nothing is opened yet.
 
-    With ``directions`` the space's coefficients are those of the directions, and the experts are
-    only compared with. ``made`` is the folder in which the directions were written. ``starts`` are
+    With ``directions`` the space's coefficients are those of the directions: of static merges, and
+    of the experts that are named there as ``expert``; the other experts are only compared with.
+    ``made`` is the folder in which the merges were written. ``starts`` are
     genomes of the space by name, scored beside the reference points and told to the search first.
     """
 
     name: str
     base: str
     experts: dict[str, str] = Field(min_length=1)
-    directions: dict[str, Direction] = {}
+    directions: dict[str, Direction | Literal["expert"]] = {}
     statistics: str | None = None
     made: str | None = None
     starts: dict[str, tuple[float, ...]] = {}
@@ -213,7 +214,7 @@ class _File(_Model):
 
     base: str
     experts: dict[str, str] = Field(min_length=1)
-    directions: dict[str, Direction] = {}
+    directions: dict[str, Direction | Literal["expert"]] = {}
     statistics: str | None = None
     space: str | SpaceSpec
     objectives: tuple[str | dict[str, Any], ...] = Field(min_length=1)
@@ -228,8 +229,15 @@ class _File(_Model):
     def _check(self) -> _File:
         _check_gpus(self.backend, self.pool)
         for name, direction in self.directions.items():
+            if direction == "expert":
+                if name not in self.experts:
+                    raise ValueError(f"no expert {name!r}; {did_you_mean(name, list(self.experts))}")
+                continue
             if name in self.experts:
-                raise ValueError(f"direction {name!r} has the name of an expert; give it another")
+                raise ValueError(
+                    f"direction {name!r} has the name of an expert; give it another, or write "
+                    f"{name}: expert to search over the expert itself"
+                )
             for expert in direction.experts or ():
                 if expert not in self.experts:
                     raise ValueError(

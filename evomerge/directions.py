@@ -28,6 +28,8 @@ def make_directions(
     ``announce`` is called with the name of each direction before it is made.
     """
     for name, direction in experiment.directions.items():
+        if direction == "expert":
+            continue
         if not (folder / name).is_dir():  # published by one rename: it is there whole or not at all
             announce(name)
             recipe = direction_recipe(experiment, direction)

@@ -29,7 +29,8 @@ def references(
 ) -> tuple[Reference, ...]:
     """All reference points of a study, base first.
 
-    They are merges of the experts, also where the space is over directions made of these.
+    They are merges of the experts, also where the space is over directions; each direction that is
+    a static merge is a reference point itself, with weight 1 on the tensors that the space moves.
 
     An expert is the whole expert, with every tensor it changes. The average and task arithmetic
     merge the tensors that the space moves, which is how the published multimodal comparisons
@@ -41,13 +42,15 @@ def references(
     average = dict.fromkeys(names, 1 / len(names))
     arithmetic = dict.fromkeys(names, 0.3)
 
+    merges = {name: source for name, source in space.experts.items() if name not in experts}
+    nothing = dict.fromkeys(space.experts, 0.0)
+
     def place(weights: Mapping[str, float]) -> Genome | None:
-        return space.plain(weights) if set(space.experts) == set(experts) else None
+        needed = {name for name, weight in weights.items() if weight}
+        return space.plain({**nothing, **weights}) if needed <= space.experts.keys() else None
 
     return (
-        Reference(
-            "base", _recipe(space, {}, "linear", []), space.plain(dict.fromkeys(space.experts, 0))
-        ),
+        Reference("base", _recipe(space, {}, "linear", []), place({})),
         *(
             Reference(
                 name,
@@ -72,6 +75,14 @@ def references(
                 [Group.model_validate({"tensors": t, "weight": arithmetic}) for t in moved],
             ),
             place(arithmetic),
+        ),
+        *(
+            Reference(
+                name,
+                _recipe(space, {name: source}, "linear", [Group(tensors=t) for t in moved]),
+                place({name: 1.0}),
+            )
+            for name, source in merges.items()
         ),
     )
 

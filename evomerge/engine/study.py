@@ -124,7 +124,10 @@ def space_paths(experiment: Experiment) -> dict[str, str]:
         return experiment.experts
     if experiment.made is None:
         raise ConfigError("the experiment's directions have not been made; see make_directions")
-    return {name: str(Path(experiment.made) / name) for name in experiment.directions}
+    return {
+        name: experiment.experts[name] if kind == "expert" else str(Path(experiment.made) / name)
+        for name, kind in experiment.directions.items()
+    }
 
 
 def adapter_slots(

@@ -199,14 +199,14 @@ function lineage() {
     ]),
   );
   const made = Object.entries(directions)
-    .map(([name, d]) => `${name}: ${d.method}`)
+    .map(([name, d]) => (d === "expert" ? name : `${name}: ${d.method}`))
     .join(", ");
   byId("lineage").replaceChildren(
     h(
       "p",
       {},
       `Space ${space.name} (${space.method}), ${plural(data.genes.length, "gene")}; search ${search.algorithm}, seed ${search.seed}. ` +
-        `Started ${started} UTC, ${plural(past.sessions, "session")}. ${made ? `Directions merged beforehand: ${made}. ` : ""}` +
+        `Started ${started} UTC, ${plural(past.sessions, "session")}. ${made ? `Searched over: ${made}. ` : ""}` +
         "With the same sources, data, seed and one worker, the same candidates are proposed.",
     ),
     h("h3", {}, "Sources"),
