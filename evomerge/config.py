@@ -231,7 +231,8 @@ class _File(_Model):
         for name, direction in self.directions.items():
             if direction == "expert":
                 if name not in self.experts:
-                    raise ValueError(f"no expert {name!r}; {did_you_mean(name, list(self.experts))}")
+                    hint = did_you_mean(name, list(self.experts))
+                    raise ValueError(f"direction {name!r}: no expert has that name; {hint}")
                 continue
             if name in self.experts:
                 raise ValueError(
