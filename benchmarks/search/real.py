@@ -1,0 +1,195 @@
+"""Real beds: the models of the zoo, merged and run as a search's worker would, only quicker.
+
+Weights are made by the engine's own bank and put into transformers' model. Answers are judged in
+one teacher-forced pass: a greedy answer is the reference, token for token and its end included,
+exactly where each token of the reference is the likeliest after those before it. So the pass that
+gives the signal gives the metric too; both are counted as if they were asked apart.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.search.bed import Bed
+from evomerge.backends import candidates, make_backend
+from evomerge.config import Direction, Experiment, load_experiment
+from evomerge.directions import make_directions
+from evomerge.engine.study import Study, open_study
+from evomerge.methods import get_method
+from evomerge.scoring.objectives import Objective, Split
+from evomerge.scoring.requests import LogLikelihood
+from evomerge.space import GeneSpec, Genome
+from evomerge.zoo import network
+
+ITEMS = 80  # search items of an objective: 400 in all
+DIRECTIONS = {
+    "zoo-full": ("quickstart", "swudi"),
+    "zoo-lora": ("quickstart-lora", "regmean_plus_plus"),
+}
+"""The experiment, and the best static method of its experts (docs/comparison.md), by bed."""
+FOLDER = Path("runs/search-beds")  # of directions and statistics, made once
+
+
+class Model:
+    """A live merged model and the items of its objectives, as tensors."""
+
+    def __init__(self, study: Study, items: int) -> None:
+        torch.set_num_threads(1)
+        self.study = study
+        self.backend: Any = make_backend(study.experiment.backend, study.sources)
+        self.backend.open()
+        self.candidates = candidates(self.backend, study.experiment.backend, study.sources)
+        self.model = self.backend.live()[0]
+        self.asked: dict[Split, dict[str, list[tuple[Tensor, int, Tensor]]]] = {
+            "search": {o.name: self._rows(o, "search")[:items] for o in study.objectives},
+            "held_out": {o.name: self._rows(o, "held_out") for o in study.objectives},
+        }
+        self._genome: Genome | None = None
+
+    @torch.inference_mode()
+    def _rows(self, objective: Objective, split: Split) -> list[tuple[Tensor, int, Tensor]]:
+        """Tokens, where the answer begins, and image features, which no candidate changes."""
+        prompter = self.backend.live()[2]
+        end = self.model.generation_config.eos_token_id
+        rows = []
+        for item in objective.items(split):
+            assert item.answer is not None
+            (row,) = prompter.rows(LogLikelihood(item.messages, item.answer))
+            tokens = torch.cat((row.prompt.ids, torch.tensor([end])))
+            rows.append((tokens, len(row.prompt.ids) - row.scored, self._see(row.prompt)))
+        return rows
+
+    def _see(self, prompt: Any) -> Tensor:
+        pixels = prompt.pictures["pixel_values"]  # (patches, channels x 2 frames x patch²)
+        patches = pixels.view(len(pixels), 3, network.FRAMES, -1)[:, :, 0].flatten(1)
+        return network.see(self.model, patches[None])[0]
+
+    @torch.inference_mode()
+    def answer(
+        self, genome: Genome, asked: Mapping[str, tuple[int, ...]], split: Split = "search"
+    ) -> dict[str, NDArray[np.float64]]:
+        """By objective (n, 2): whether the answer is the reference; its log-probability (nats)."""
+        if genome != self._genome:
+            self.candidates.load(self.study.space.recipe(genome))
+            self._genome = genome
+        rows = [
+            (name, i, *self.asked[split][name][at])
+            for name in asked
+            for i, at in enumerate(asked[name])
+        ]
+        found = {name: np.zeros((len(places), 2)) for name, places in asked.items()}
+        order = sorted(range(len(rows)), key=lambda r: len(rows[r][2]))
+        for begin in range(0, len(order), 64):
+            chunk = [rows[r] for r in order[begin : begin + 64]]
+            for (name, i, *_), values in zip(chunk, self._run(chunk), strict=True):
+                found[name][i] = values
+        return found
+
+    def _run(self, chunk: Any) -> NDArray[np.float64]:
+        lengths = [len(row[2]) for row in chunk]
+        longest = max(lengths)
+        tokens = torch.stack([F.pad(row[2], (0, longest - len(row[2]))) for row in chunk])
+        features = torch.stack([row[4] for row in chunk])
+        hidden = network.think(self.model, features, tokens[:, :-1])
+        at = torch.arange(longest - 1)
+        starts = torch.tensor([row[3] for row in chunk])[:, None] - 1
+        ends = torch.tensor(lengths)[:, None] - 1
+        wanted = (at >= starts) & (at < ends)
+        logits = F.linear(hidden[wanted], self.model.get_input_embeddings().weight)
+        targets = tokens[:, 1:][wanted]
+        logs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        right = logits.argmax(-1) == targets
+        every = torch.arange(len(chunk))[:, None].expand_as(wanted)[wanted]
+        count = torch.zeros(len(chunk), dtype=torch.float64)
+        wrong = count.index_add(0, every, (~right).double())
+        scored = wanted & (at < ends - 1)  # the signal is of the answer alone, without its end
+        signal = count.index_add(0, every, logs.double() * scored[wanted])
+        return torch.stack((wrong == 0, signal), -1).double().numpy()
+
+
+def bed(name: str, items: int = ITEMS) -> Bed:
+    """A bed by name: layer-wise coefficients of the experts and of their best static merge."""
+    return of_experiment(name, experiment_of(name), items)
+
+
+def experiment_of(name: str) -> Experiment:
+    """The experiment of a bed, its static merge made."""
+    base, method = DIRECTIONS[name]
+    plain = load_experiment(base)
+    weight = GeneSpec(per=("expert", "group"), low=-0.5, high=2.0)
+    searched = plain.model_copy(
+        update={
+            "directions": {
+                **dict.fromkeys(plain.experts, "expert"),
+                method: Direction(method=method),
+            },
+            "space": plain.space.model_copy(update={"genes": {"weight": weight}}),
+            "statistics": _statistics(base, method),
+        }
+    )
+    return make_directions(searched, FOLDER / name)
+
+
+def _statistics(experiment: str, method: str) -> str | None:
+    """The statistics that a method needs, collected once."""
+    merge = get_method(method)
+    needed = sorted({*merge.statistics, *merge.base_statistics})
+    if not needed:
+        return None
+    folder = FOLDER / f"{experiment}-statistics"
+    command = [
+        sys.executable,
+        "-m",
+        "evomerge",
+        "calibrate",
+        experiment,
+        "--out",
+        str(folder),
+        "--collect",
+    ]
+    subprocess.run([*command, ",".join(needed)], check=True)
+    return str(folder)
+
+
+def of_experiment(name: str, experiment: Experiment, items: int) -> Bed:
+    """The bed of an experiment over the zoo, with the first so many search items an objective."""
+    study = open_study(experiment)
+    model = Model(study, items)
+    names = tuple(o.name for o in study.objectives)
+    every = {n: tuple(range(len(model.asked["held_out"][n]))) for n in names}
+
+    def column(at: int) -> Any:
+        def ask(
+            genome: Genome, asked: Mapping[str, tuple[int, ...]]
+        ) -> dict[str, tuple[float, ...]]:
+            return {n: tuple(v[:, at].tolist()) for n, v in model.answer(genome, asked).items()}
+
+        return ask
+
+    def held_out(genome: Genome) -> dict[str, float]:
+        return {
+            n: float(v[:, 0].mean()) for n, v in model.answer(genome, every, "held_out").items()
+        }
+
+    return Bed(
+        name=name,
+        genes=study.space.genes,
+        objectives=names,
+        counts={n: len(model.asked["search"][n]) for n in names},
+        references={r.name: r.genome for r in study.references if r.genome is not None},
+        metric=column(0),
+        signal=column(1),
+        held_out=held_out,
+        tokens=dict.fromkeys(names, (3, 0)),
+        reference_point=(0.0, 0.0),
+    )
