@@ -14,9 +14,9 @@ best single coefficient gives a mean of 0.83, which is what the project's zoo of
 
 An item is right if ``z_t(w) + o_i + r sqrt(2) cos(k_i'w + p_i) > 0``: a logistic difficulty o_i and
 a term of its own, because real items do not agree on which of two merges is better. The phases p_i
-are uniform, so the chance of a right answer depends on z_t alone and is known exactly. The signal is
-a log-probability that peaks elsewhere than the metric (each task's solution displaced), with a scale,
-a bias and a second term of its own for each item.
+are uniform, so the chance of a right answer depends on z_t alone and is known exactly. The signal
+is a log-probability that peaks elsewhere than the metric (each task's solution displaced), with a
+scale, a bias and a second term of its own for each item.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 TASKS = ("chart", "geometry", "grounding", "ocr", "vqa")
 MODULES = ("attention", "mlp")
 DIMENSIONS = (10, 60, 300)
-ITEMS = 200
+ITEMS = 80
 """Search items a task."""
 
 SINGLE = 0.83
