@@ -253,6 +253,7 @@ class LogNEHVI(Rival):
         self._sampled = 0
         self._told: list[tuple[Genome, Scores]] = []
         self._waiting: dict[int, Genome] = {}
+        self._fitted: Any = None
 
     def ask(self, candidates: Sequence[int]) -> list[Genome]:
         found = []
@@ -296,7 +297,12 @@ class LogNEHVI(Rival):
             model = ModelListGP(
                 *(SingleTaskGP(x, c, outcome_transform=Standardize(m=1)) for c in columns)
             )
-            fit_gpytorch_mll(SumMarginalLogLikelihood(model.likelihood, model))
+            if self._fitted is not None:  # where the last fit ended: far fewer steps
+                model.load_state_dict(self._fitted, strict=False)
+            mll = SumMarginalLogLikelihood(model.likelihood, model)
+            fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"maxiter": 50}})
+            hyper = model.named_parameters()
+            self._fitted = {name: value.detach().clone() for name, value in hyper}
             front = y[is_non_dominated(y)]
             pending = list(self._waiting.values())
             acquisition = qLogNoisyExpectedHypervolumeImprovement(
@@ -314,7 +320,7 @@ class LogNEHVI(Rival):
                 q=1,
                 num_restarts=4,
                 raw_samples=128,
-                options={"maxiter": 100},
+                options={"maxiter": 50},
             )
         return tuple(_clip(float(v)) for v in point[0])
 
