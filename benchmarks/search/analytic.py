@@ -68,7 +68,7 @@ class Surface:
         """(tasks,): z_t at coefficients (dimension,)."""
         away = weights - (self.solution if solution is None else solution)
         distance = np.einsum("ti,tij,tj->t", away, self.quadratic, away)
-        return self.top - (self.top - self.base) * distance
+        return np.asarray(self.top - (self.top - self.base) * distance)
 
     def accuracy(self, weights: Array) -> Array:
         """(tasks,): the chance that a new item is right."""

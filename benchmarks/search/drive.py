@@ -21,7 +21,7 @@ from benchmarks.search.bed import Bed, Positions, Values, all_positions, fitness
 from evomerge.front import front_order, hypervolume, knee
 from evomerge.scoring import racing
 from evomerge.scoring.blocks import BLOCKS
-from evomerge.search.base import Evidence, Genome, Measured, Search
+from evomerge.search.base import Evidence, Genome, Look, Measured, Search
 
 MakeSearch = Callable[[Measured], Search]
 
@@ -105,7 +105,7 @@ def rungs_of(count: int, shares: Sequence[float] = SHARES) -> list[range]:
     return [range(a, b) for a, b in pairwise(ends) if b > a]
 
 
-def join(blocks: Sequence[Positions], which: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def join(blocks: Sequence[Positions], which: Sequence[int]) -> Positions:
     """The positions of several blocks, ascending."""
     return {
         name: tuple(sorted(i for b in which for i in blocks[b][name]))
@@ -181,16 +181,22 @@ class _Run:
         genomes = self._timed(lambda: self.search.ask(numbers))
         jobs = []
         for number, genome in zip(numbers, genomes, strict=False):
-            look = self._timed(lambda n=number: self.search.look(n)) if self.guided else None
+            look = self._look(number)
             if look is not None:
-                parts = [join(self.blocks, look.blocks)]
-                jobs.append(_Job(number, genome, parts, look.signal, probe=True))
+                blocks = join(self.blocks, look.blocks)
+                jobs.append(_Job(number, genome, [blocks], look.signal, probe=True))
             elif self.level is None:
                 jobs.append(_Job(number, genome, [all_positions(self.bed)]))
             else:
                 rungs = rungs_of(len(self.blocks))
                 jobs.append(_Job(number, genome, [join(self.blocks, r) for r in rungs]))
         return jobs
+
+    def _look(self, candidate: int) -> Look | None:
+        if not self.guided:
+            return None
+        look: Look | None = self._timed(lambda: self.search.look(candidate))
+        return look
 
     def _arrive(self, job: _Job) -> None:
         ask = self.bed.signal if job.signal else self.bed.metric

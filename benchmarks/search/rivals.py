@@ -226,7 +226,7 @@ class Pymoo(Generations):
 
         self._problem = Problem(n_var=self._dimension, n_obj=self._aims, xl=0.0, xu=1.0)
         make = NSGA2 if self._kind == "nsga2" else GA
-        options = {"pop_size": POPULATION}
+        options: dict[str, Any] = {"pop_size": POPULATION}
         if self._warm:
             rng = np.random.default_rng(self._seed)
             first = np.array([genome for genome, _ in self.known][:POPULATION])
