@@ -86,17 +86,33 @@ class Optimise(_Model):
         return tuple(self.reference.get(name, 0.0) for name in self.names)
 
 
+class Racing(_Model):
+    """Candidates are asked for their items in rungs, and end once the front dominates them.
+
+    ``level`` is the probability with which a candidate that would have reached the front may be
+    dropped.
+    """
+
+    level: float = Field(default=0.05, gt=0, lt=1)
+
+
 class SearchConfig(_Model):
     """Which algorithm proposes candidates; ``options`` are its own settings."""
 
     algorithm: str
     seed: int = 0
     options: dict[str, int | float | bool | None] = {}
+    racing: Racing | Literal[False] = False
 
 
 class Budget(_Model):
     """When to stop: whichever is reached first. Reference points count towards none of them but
-    the wall time."""
+    the wall time.
+
+    ``candidates`` are full evaluations: where candidates are raced or probed, N of them are as many
+    items as N candidates have, so that a budget costs the same whatever searches. A candidate that
+    failed counts as one. ``items`` counts each item of each candidate; ``tokens``, what they said.
+    """
 
     candidates: int | None = Field(default=None, ge=1)
     items: int | None = Field(default=None, ge=1)
@@ -197,12 +213,13 @@ class Experiment(_Model):
         _check_gpus(self.backend, self.pool)
         return self
 
-    def _changing(self) -> set[str]:
+    def _changing(self) -> dict[str, bool | set[str]]:
         """No part of what a study is; unused newer fields too, as older ledgers lack them."""
-        unused = {
-            name for name in ("directions", "statistics", "starts") if not getattr(self, name)
-        }
-        return {"name", "budget", "pool", "made", *unused}
+        fields = ("directions", "statistics", "starts")
+        unused: dict[str, bool | set[str]] = {n: True for n in fields if not getattr(self, n)}
+        if not self.search.racing:
+            unused["search"] = {"racing"}
+        return {"name": True, "budget": True, "pool": True, "made": True, **unused}
 
     def identity(self) -> dict[str, Any]:
         """The experiment without what may change between two sessions of one study."""

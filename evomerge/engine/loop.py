@@ -7,23 +7,32 @@ same ledger, event for event, as without the interruption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import partial
 from itertools import islice
+from math import ceil, inf
+from typing import Any, Literal, cast
 
-from evomerge.config import Scalarise
+from evomerge.config import Optimise, Scalarise
 from evomerge.engine.pools import Pool
+from evomerge.engine.race import Race
+from evomerge.engine.rungs import Rungs
 from evomerge.engine.study import Study, fingerprint_of, search_settings
-from evomerge.engine.tasks import Outcome, Task
+from evomerge.engine.tasks import Outcome, Task, failure
 from evomerge.errors import CandidateError, OutputError
 from evomerge.ledger.events import Event
-from evomerge.ledger.fold import Candidate, State
+from evomerge.ledger.fold import Candidate, Scores, State
 from evomerge.ledger.results import front, vector
+from evomerge.ledger.seen import Seen, part_body
 from evomerge.ledger.store import Ledger
 from evomerge.recipe import Recipe
+from evomerge.scoring.blocks import Part
 from evomerge.scoring.objectives import Split
+from evomerge.scoring.statistics import Value
 from evomerge.search import make_search
-from evomerge.search.base import Search
+from evomerge.search.base import Evidence, Guided, Measured, Search
 from evomerge.search.scalarise import chebyshev, weighted_sum
 
 ATTEMPTS = 3  # workers that may die with a candidate before it is given up
@@ -62,19 +71,29 @@ class Loop:
         """
         self.check()
         self.pool, self.observe = pool, observe
-        self._search = self._new_search()
+        self._open_search()
         self._resume()
         self._propose_references()
-        self._evaluate(self.state.pending(), "search", then_ask=True)
+        begun = [c for c in self.state.candidates.values() if self._rungs.open(c)]
+        self._evaluate(begun, "search", then_ask=True)
         self._rescore()
         if self.state.finished is None:
             self._record(Event("finished", body={"reason": self._spent() or "nothing left to ask"}))
         return self.state
 
-    def _new_search(self) -> Search:
-        settings, objectives = search_settings(self.study.experiment)
-        space = self.study.space
-        return make_search(settings, space.dimension, objectives, space.genes)
+    def _open_search(self) -> None:
+        study = self.study
+        settings, objectives = search_settings(study.experiment)
+        self._fitness = partial(_fitness, study.experiment.optimise, study.directions)
+        rungs = Rungs(study, guided=False)
+        measured = Measured(rungs.blocks, rungs.signals, self._fitness)
+        space = study.space
+        self._search: Search = make_search(
+            settings, space.dimension, objectives, space.genes, measured
+        )
+        self._guide = cast(Guided, self._search) if hasattr(self._search, "look") else None
+        self._rungs = replace(rungs, guided=self._guide is not None)
+        self._race = Race(self._rungs, self._fitness)
 
     def _resume(self) -> None:
         """Folds the ledger and brings the search to where it was."""
@@ -84,6 +103,9 @@ class Loop:
         for event in events:
             self.state.apply(event)
             self._replay(event)
+        if events and events[-1].kind == "seen" and events[-1].candidate is not None:
+            # whoever was seen later than this was judged at once: the next event shows it
+            self._judge(self.state.candidates[events[-1].candidate])
 
     def _replay(self, event: Event) -> None:
         if event.candidate is None:
@@ -102,22 +124,43 @@ class Loop:
         self.observe(self.state, len(self._running))
 
     def _inform(self, event: Event) -> None:
-        """Tells the search of an outcome."""
+        """Tells the search, and the race, of an outcome."""
         if event.candidate is None:
             return
         candidate = self.state.candidates[event.candidate]
-        if event.kind == "scored" and candidate.genome is not None:
-            self._search.tell(candidate.id, candidate.genome, self._fitness(candidate))
+        if event.kind == "seen":
+            self._show(candidate, self._rungs.evidence(candidate.seen[-1]))
+        elif event.kind == "scored":
+            self._inform_of_score(candidate)
+        elif event.kind == "dropped":
+            self._inform_of_drop(candidate, event.body["told"])
         elif event.kind == "failed" and not candidate.is_reference:
             self._search.fail(candidate.id)
 
-    def _fitness(self, candidate: Candidate) -> tuple[float, ...]:
-        optimise = self.study.experiment.optimise
+    def _inform_of_score(self, candidate: Candidate) -> None:
         assert candidate.scores is not None
-        scores = vector(candidate.scores, optimise, self.study.directions)
-        if optimise.scalarise is None:
-            return scores
-        return (_scalar(scores, optimise.names, optimise.signs, optimise.scalarise),)
+        if self.study.experiment.search.racing and not candidate.is_reference:
+            self._race.enter(candidate)
+        if candidate.genome is None:
+            return
+        self._show(candidate, [self._rungs.rest(candidate)] if self._guide else [])
+        values = {name: value.value for name, value in candidate.scores.values.items()}
+        self._search.tell(candidate.id, candidate.genome, self._fitness(values))
+
+    def _inform_of_drop(self, candidate: Candidate, told: Sequence[float]) -> None:
+        """A guided search has seen what there is; another one learns that it is poor."""
+        assert candidate.genome is not None
+        if self._guide is not None:
+            self._search.fail(candidate.id)
+        else:
+            self._search.tell(candidate.id, candidate.genome, tuple(told))
+
+    def _show(self, candidate: Candidate, found: Iterable[Evidence]) -> None:
+        """Shows a guided search what was seen of a candidate."""
+        if self._guide is None or candidate.genome is None:
+            return
+        for evidence in found:
+            self._guide.observe(candidate.id, candidate.genome, evidence)
 
     def _propose_references(self) -> None:
         known = {c.name for c in self.state.references()}
@@ -143,14 +186,18 @@ class Loop:
                     self._submit(id, split)
             if not self._running:
                 return
+            again = []
             for outcome in self.pool.wait():
                 self._running.discard(outcome.task.candidate)
                 if self._record_outcome(outcome):
-                    queue.insert(0, outcome.task.candidate)
+                    again.append(outcome.task.candidate)
+            queue[:0] = again
 
     def _submit(self, id: int, split: Split) -> None:
         self._running.add(id)
-        self.pool.submit(Task(id, self.recipe(self.state.candidates[id]), split))
+        candidate = self.state.candidates[id]
+        part = self._rungs.next(candidate) if split == "search" else None
+        self.pool.submit(Task(id, self.recipe(candidate), split, part))
         self.observe(self.state, len(self._running))
 
     def recipe(self, candidate: Candidate) -> Recipe:
@@ -162,26 +209,38 @@ class Loop:
 
     def _references_pending(self) -> bool:
         first = islice(self.state.candidates.values(), len(self.study.references))
-        return any(c.status == "pending" for c in first)  # references are proposed first
+        return any(self._rungs.open(c) for c in first)  # references are proposed first
 
     def _ask(self, free: int) -> list[int]:
         """New candidates for the free workers, as many as the budget and the search allow."""
         if free <= 0 or self._spent() is not None:
             return []
-        limit = self.study.experiment.budget.candidates
-        if limit is not None:
-            free = min(free, limit - self.state.asked)
+        free = int(min(free, self._left()))
         first = len(self.state.candidates)
-        genomes = self._search.ask(range(first, first + free))
+        genomes = self._search.ask(range(first, first + free)) if free > 0 else []
         for id, genome in enumerate(genomes, first):
-            self._record(Event("asked", id, {"genome": genome}))
+            look = None if self._guide is None else self._guide.look(id)
+            body: dict[str, Any] = {"genome": genome}
+            if look is not None:
+                body["look"] = part_body(Part(look.blocks, look.signal))
+            self._record(Event("asked", id, body))
         return list(range(first, first + len(genomes)))
+
+    def _left(self) -> float:
+        """Full evaluations that the budget allows beside those under way, rounded up."""
+        limit = self.study.experiment.budget.candidates
+        if limit is None:
+            return inf
+        state = self.state
+        running = [state.candidates[id] for id in self._running]
+        promised = self._rungs.promised(running, state.whole)
+        return ceil(limit - Fraction(state.spent + promised, state.whole))
 
     def _spent(self) -> str | None:
         """Which part of the budget is used up, or None."""
         budget = self.study.experiment.budget
         spent = {
-            "candidates": self.state.asked,
+            "candidates": self.state.evaluations,
             "items": self.state.items,
             "tokens": self.state.tokens,
             "hours": self.state.seconds / 3600,
@@ -195,11 +254,10 @@ class Loop:
     def _record_outcome(self, outcome: Outcome) -> bool:
         """Writes what became of a task; True if the candidate must be tried again."""
         id, split = outcome.task.candidate, outcome.task.split
+        if outcome.seen is not None:
+            return self._record_part(outcome.task, outcome.seen)
         if outcome.scores is not None:
-            kind = "scored" if split == "search" else "held_out"
-            timing = outcome.scores.timing
-            self._record(Event(kind, id, outcome.scores.body(), timing))  # type: ignore[arg-type]
-            return False
+            return self._record_scores(id, "scored" if split == "search" else split, outcome.scores)
         if outcome.lost:
             self._record(Event("lost", id, {"reason": outcome.reason}))
             if self.state.candidates[id].attempts < ATTEMPTS:
@@ -209,10 +267,33 @@ class Loop:
                 f"{self.state.candidates[id].label} was scored in the search but not on the "
                 f"held-out split: {outcome.reason}; run the same command again to retry"
             )
-        if self.state.candidates[id].name == "base":
+        if self.state.candidates[id].name == "base" and self.state.candidates[id].scores is None:
             raise CandidateError(f"the base itself cannot be scored: {outcome.reason}")
         self._record(Event("failed", id, {"reason": outcome.reason}))
         return False
+
+    def _record_scores(self, id: int, kind: Literal["scored", "held_out"], scores: Scores) -> bool:
+        self._record(Event(kind, id, scores.body(), scores.timing))
+        return kind == "scored" and self._rungs.owes_signals(self.state.candidates[id])
+
+    def _record_part(self, task: Task, seen: Seen) -> bool:
+        """Writes a part, or the whole score that it completes; True if more is to be asked."""
+        candidate = self.state.candidates[task.candidate]
+        try:
+            scores = self._rungs.completed(candidate, seen)
+        except CandidateError as error:
+            return self._record_outcome(failure(task, error))
+        if scores is not None:
+            return self._record_scores(candidate.id, "scored", scores)
+        self._record(Event("seen", candidate.id, seen.body(), seen.timing))
+        self._judge(candidate)
+        return self._rungs.open(candidate)
+
+    def _judge(self, candidate: Candidate) -> None:
+        """Ends a candidate that is in a race if the front of this moment dominates it."""
+        verdict = self._race.verdict(candidate) if candidate.rungs else None
+        if verdict is not None:
+            self._record(Event("dropped", candidate.id, verdict))
 
     def _rescore(self) -> None:
         """Scores the front and the reference points on the held-out split."""
@@ -224,6 +305,17 @@ class Loop:
             *front(self.state.searched(), optimise, directions),
         ]
         self._evaluate([c for c in chosen if c.held_out is None], "held_out")
+
+
+def _fitness(
+    optimise: Optimise, directions: Mapping[str, str], values: Mapping[str, float]
+) -> tuple[float, ...]:
+    """What a search is told of values by objective, to be maximised."""
+    known = {name: Value(value, None, 0) for name, value in values.items()}
+    scores = vector(Scores("", known, {}, 0), optimise, directions)
+    if optimise.scalarise is None:
+        return scores
+    return (_scalar(scores, optimise.names, optimise.signs, optimise.scalarise),)
 
 
 def _scalar(

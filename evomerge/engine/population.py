@@ -11,7 +11,7 @@ from evomerge.backends.config import BackendConfig
 from evomerge.bank.resident import Room, resident
 from evomerge.checkpoints.catalog import catalog
 from evomerge.checkpoints.sources import Sources
-from evomerge.engine.tasks import Outcome, Task, failure, scores_of
+from evomerge.engine.tasks import Outcome, Task, failure, outcome_of
 from evomerge.errors import BackendLost, CandidateError, InputError
 from evomerge.instantiate import model_digest
 from evomerge.ledger.fold import Scores
@@ -37,7 +37,7 @@ class Population:
         self.backend = make_adapter_backend(self.config, self.sources)
         self._base = model_digest(catalog(self.sources.base).digests, {})
         self.backend.open()
-        self._plans = evaluate.plans(self.objectives)
+        self._plan = evaluate.planner(self.objectives)
         self._held = resident(self.sources, "cpu", "factors", Room("cpu"))
 
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
@@ -47,7 +47,7 @@ class Population:
             InputError: no candidate could ever be scored with these settings or data.
         """
         try:
-            return [Outcome(t, scores=s) for t, s in zip(tasks, self._score(tasks), strict=True)]
+            return self._evaluate(tasks)
         except InputError:
             raise
         except BackendLost as error:
@@ -63,22 +63,26 @@ class Population:
         Raises:
             CandidateError: the adapter or a score is not finite.
         """
-        return self._score([Task(0, recipe, split)])[0]
+        [outcome] = self._evaluate([Task(0, recipe, split)])
+        assert outcome.scores is not None
+        return outcome.scores
 
-    def _score(self, tasks: Sequence[Task]) -> list[Scores]:
+    def _evaluate(self, tasks: Sequence[Task]) -> list[Outcome]:
         started = time.perf_counter()
         adapters = [merged_adapter(task.recipe, self._held) for task in tasks]
         self.backend.place(adapters)
         ready = time.perf_counter()
-        plans = [self._plans[task.split] for task in tasks]
+        plans = [self._plan(task.split, task.part) for task in tasks]
         asked = [(slot, request) for slot, plan in enumerate(plans) for request in plan.requests]
         responses = self.backend.run(asked)
         ended = time.perf_counter()
         share = 1 / len(tasks)
         timing = {"instantiate": (ready - started) * share, "score": (ended - ready) * share}
         return [
-            scores_of(plan, own, _NO_WEIGHTS, self._digest(adapter), timing)
-            for plan, own, adapter in zip(plans, _split(plans, responses), adapters, strict=True)
+            outcome_of(task, plan, own, _NO_WEIGHTS, self._digest(adapter), timing)
+            for task, plan, own, adapter in zip(
+                tasks, plans, _split(plans, responses), adapters, strict=True
+            )
         ]
 
     def _digest(self, adapter: MergedAdapter | None) -> str:

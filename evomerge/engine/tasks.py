@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.errors import BackendLost, CandidateError
 from evomerge.ledger.fold import Scores
+from evomerge.ledger.seen import Seen
 from evomerge.recipe import Recipe
 from evomerge.scoring import evaluate
+from evomerge.scoring.blocks import Part
 from evomerge.scoring.measures import WeightStats
-from evomerge.scoring.objectives import Split
+from evomerge.scoring.objectives import Objective, Split
 from evomerge.scoring.requests import Generated, Response
+from evomerge.scoring.statistics import ItemScore, Value
 
 
 @dataclass(frozen=True)
 class Task:
-    """One evaluation: a recipe on a split. ``candidate`` is only carried along."""
+    """One evaluation: a recipe on a split, or on a ``part`` of the search split.
+
+    ``candidate`` is only carried along.
+    """
 
     candidate: int
     recipe: Recipe
     split: Split
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: scores, or the reason of a failure.
+    """What became of a task: scores, of a part what was seen, or the reason of a failure.
 
     ``lost`` says that the worker is to blame, so that the task is worth another one;
     ``unexpected``, that it may be: the failure is none that a candidate brings about by itself.
@@ -34,6 +42,7 @@ class Outcome:
 
     task: Task
     scores: Scores | None = None
+    seen: Seen | None = None
     reason: str | None = None
     lost: bool = False
     unexpected: bool = False
@@ -61,36 +70,94 @@ def is_of_worker(error: Exception) -> bool:
     )
 
 
-def scores_of(
+def outcome_of(
+    task: Task,
     plan: evaluate.Plan,
     responses: Sequence[Response],
     stats: WeightStats,
     digest: str,
     timing: Mapping[str, float],
-) -> Scores:
-    """The scores that the responses to a plan's requests make.
+) -> Outcome:
+    """What the responses to the requests of a task's plan make.
 
     Raises:
-        CandidateError: an objective's value is not finite.
+        CandidateError: an objective's value, or of a part an item's, is not finite.
     """
     scored = evaluate.score(plan, responses, stats)
-    values = {
-        o.name: o.aggregate(list(scored[o.name].values()))
-        for o in plan.objectives
-        if scored[o.name]
-    }
+    if task.part is None:
+        return Outcome(task, scores=_scores(plan, scored, responses, digest, timing))
+    return Outcome(task, seen=_seen(task.part, scored, responses, digest, timing))
+
+
+def values_of(
+    objectives: Sequence[Objective], scored: Mapping[str, Sequence[ItemScore]]
+) -> dict[str, Value]:
+    """Values of the objectives that have scores.
+
+    Raises:
+        CandidateError: one is not finite.
+    """
+    values = {o.name: o.aggregate(list(scored[o.name])) for o in objectives if scored[o.name]}
     for name, value in values.items():
-        if not abs(value.value) < float("inf"):
+        if not math.isfinite(value.value):
             raise CandidateError(f"objective {name} is {value.value}, expected a finite number")
+    return values
+
+
+_Scored = Mapping[str, Mapping[str, ItemScore]]  # by objective and item
+
+
+def _scores(
+    plan: evaluate.Plan,
+    scored: _Scored,
+    responses: Sequence[Response],
+    digest: str,
+    timing: Mapping[str, float],
+) -> Scores:
     return Scores(
         digest=digest,
-        values=values,
+        values=values_of(plan.objectives, {n: list(by.values()) for n, by in scored.items()}),
         items={n: tuple(s.value for s in by.values()) for n, by in scored.items() if by},
-        weights={
-            n: tuple(s.weight for s in by.values())
-            for n, by in scored.items()
-            if any(s.weight != 1 for s in by.values())
-        },
-        tokens=sum(r.tokens for r in responses if isinstance(r, Generated)),
+        weights=_weights(scored),
+        tokens=_tokens(responses),
         timing=timing,
     )
+
+
+def _seen(
+    part: Part,
+    scored: _Scored,
+    responses: Sequence[Response],
+    digest: str,
+    timing: Mapping[str, float],
+) -> Seen:
+    for name, by in scored.items():
+        for id, score in by.items():
+            if not math.isfinite(score.value):
+                raise CandidateError(f"item {id} of {name} is {score.value}, expected it finite")
+    weighed = {n: by[evaluate.WEIGHTS].value for n, by in scored.items() if _is_weighed(by)}
+    return Seen(
+        part,
+        digest,
+        {n: tuple(s.value for s in by.values()) for n, by in scored.items() if n not in weighed},
+        _tokens(responses),
+        weighed,
+        _weights(scored),
+        timing,
+    )
+
+
+def _is_weighed(by: Mapping[str, ItemScore]) -> bool:
+    return list(by) == [evaluate.WEIGHTS]
+
+
+def _weights(scored: _Scored) -> dict[str, tuple[float, ...]]:
+    return {
+        n: tuple(s.weight for s in by.values())
+        for n, by in scored.items()
+        if any(s.weight != 1 for s in by.values())
+    }
+
+
+def _tokens(responses: Sequence[Response]) -> int:
+    return sum(r.tokens for r in responses if isinstance(r, Generated))

@@ -13,7 +13,7 @@ from evomerge.checkpoints.sources import Sources
 from evomerge.config import Experiment
 from evomerge.engine.population import Population
 from evomerge.engine.study import adapter_slots
-from evomerge.engine.tasks import Outcome, Task, failure, scores_of
+from evomerge.engine.tasks import Outcome, Task, failure, outcome_of
 from evomerge.errors import InputError
 from evomerge.instantiate import model_digest
 from evomerge.ledger.fold import Scores
@@ -35,7 +35,7 @@ class Worker:
         self._stored = catalog(self.sources.base).digests
         self.backend.open()
         self._candidates = candidates(self.backend, self.config, self.sources)
-        self._plans = evaluate.plans(self.objectives)
+        self._plan = evaluate.planner(self.objectives)
 
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Scores the recipe of each task; whatever goes wrong with it becomes its reason.
@@ -47,7 +47,7 @@ class Worker:
 
     def _run(self, task: Task) -> Outcome:
         try:
-            return Outcome(task, scores=self.score(task.recipe, task.split))
+            return self._evaluate(task)
         except InputError:
             raise
         except Exception as error:
@@ -59,17 +59,22 @@ class Worker:
         Raises:
             CandidateError: the merged weights or a score are not finite.
         """
+        scores = self._evaluate(Task(0, recipe, split)).scores
+        assert scores is not None
+        return scores
+
+    def _evaluate(self, task: Task) -> Outcome:
         started = time.perf_counter()
-        self._candidates.load(recipe)
+        self._candidates.load(task.recipe)
         ready = time.perf_counter()
-        plan = self._plans[split]
+        plan = self._plan(task.split, task.part)
         responses = self.backend.run(plan.requests)
         scored = time.perf_counter()
         digest = model_digest(self._stored, self._candidates.digests())
         spent = dict(self.backend.spent)
         rest = scored - ready - sum(spent.values())
         timing = {"instantiate": ready - started, **spent, "score": rest}
-        return scores_of(plan, responses, self._candidates.counts(), digest, timing)
+        return outcome_of(task, plan, responses, self._candidates.counts(), digest, timing)
 
     def close(self) -> None:
         self._candidates.close()
@@ -98,6 +103,7 @@ def is_broken(worker: Worker | Population, outcomes: Sequence[Outcome], base: Re
     if not doubtful:
         return False
     try:
-        return worker.run([Task(-1, base, doubtful[0].split)])[0].scores is None
+        task = Task(-1, base, doubtful[0].split, doubtful[0].part)
+        return worker.run([task])[0].reason is not None
     except InputError:
         return True

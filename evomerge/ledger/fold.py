@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evomerge.ledger.events import Event
+from evomerge.ledger.seen import Seen, part_from
 from evomerge.recipe import Recipe
+from evomerge.scoring.blocks import Part
 from evomerge.scoring.statistics import Value
 
 
@@ -44,19 +46,48 @@ class Scores:
         )
 
 
+Status = Literal["pending", "scored", "dropped", "probed", "failed"]
+
+
 @dataclass
 class Candidate:
-    """One merged model of a study: a reference point (it has a name) or one the search proposed."""
+    """One merged model of a study: a reference point (it has a name) or one the search proposed.
+
+    A proposed one ends as scored, or failed; as dropped, if it lost a race; as probed, if it was
+    only to be looked at. ``seen`` holds the parts that came before that, in their order.
+    """
 
     id: int
     name: str | None = None
     genome: tuple[float, ...] | None = None
     recipe: Recipe | None = None  # of a reference point; a proposed one's follows from its genome
-    status: Literal["pending", "scored", "failed"] = "pending"
+    look: Part | None = None  # of a probe: all that is asked of it
+    status: Status = "pending"
+    seen: list[Seen] = field(default_factory=list)
     scores: Scores | None = None
     held_out: Scores | None = None
     reason: str | None = None
     attempts: int = 0  # workers that died with it
+
+    @property
+    def rungs(self) -> list[Seen]:
+        """The parts of its score that are known."""
+        return [] if self.look is not None else [s for s in self.seen if not s.part.signal]
+
+    @property
+    def cost(self) -> int:
+        """Items scored so far, each as often as it was."""
+        if self.scores is None:
+            return sum(seen.size for seen in self.seen)
+        whole = sum(len(scores) for scores in self.scores.items.values())
+        return whole + sum(seen.size for seen in self.seen if seen.part.signal)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens generated so far."""
+        if self.scores is None:
+            return sum(seen.tokens for seen in self.seen)
+        return self.scores.tokens + sum(seen.tokens for seen in self.seen if seen.part.signal)
 
     @property
     def is_reference(self) -> bool:
@@ -72,7 +103,9 @@ class State:
     """Everything the events say so far.
 
     ``asked`` counts what the search proposed, ``items`` and ``tokens`` what scoring that on the
-    search split took: sums that the loop needs at every step, whatever their number.
+    search split took, ``failed`` those of it that failed and ``wasted`` the items of these: sums
+    that the loop needs at every step, whatever their number. ``whole`` is the number of items of
+    one candidate; 0 until the first is scored.
     """
 
     study: Mapping[str, Any] | None = None
@@ -82,6 +115,9 @@ class State:
     asked: int = 0
     items: int = 0
     tokens: int = 0
+    failed: int = 0
+    wasted: int = 0
+    whole: int = 0
     _session: tuple[int, float] = (0, 0.0)
 
     def references(self) -> list[Candidate]:
@@ -95,6 +131,16 @@ class State:
 
     def pending(self) -> list[Candidate]:
         return [c for c in self.candidates.values() if c.status == "pending"]
+
+    @property
+    def spent(self) -> int:
+        """Items that the search took, where a candidate that failed took all of its."""
+        return self.items - self.wasted + self.failed * self.whole
+
+    @property
+    def evaluations(self) -> float:
+        """The same in full evaluations."""
+        return self.spent / self.whole if self.whole else float(self.failed)
 
     def apply(self, event: Event) -> None:
         """Takes one more event into account."""
@@ -115,23 +161,41 @@ class State:
                 name=body.get("name"),
                 genome=None if genome is None else tuple(genome),
                 recipe=Recipe(**body["recipe"]) if "recipe" in body else None,
+                look=part_from(body["look"]) if "look" in body else None,
             )
             self.asked += not self.candidates[id].is_reference
             self.finished = None
             return
         candidate = self.candidates[id]
-        if event.kind == "scored":
-            candidate.status = "scored"
-            candidate.scores = Scores.from_body(body, event.timing)
-            if not candidate.is_reference:
-                self.items += sum(len(scores) for scores in candidate.scores.items.values())
-                self.tokens += candidate.scores.tokens
+        if event.kind in ("seen", "scored"):
+            self._apply_evaluation(event, candidate)
+        elif event.kind == "dropped":
+            candidate.status, candidate.reason = "dropped", body["reason"]
         elif event.kind == "failed":
-            candidate.status, candidate.reason = "failed", body["reason"]
+            candidate.reason = body["reason"]
+            if candidate.scores is None:  # else it is the signal of a reference that has none
+                candidate.status = "failed"
+            if not candidate.is_reference:
+                self.failed += 1
+                self.wasted += candidate.cost
         elif event.kind == "held_out":
             candidate.held_out = Scores.from_body(body, event.timing)
         elif event.kind == "lost":
             candidate.attempts += 1
+
+    def _apply_evaluation(self, event: Event, candidate: Candidate) -> None:
+        items, tokens = candidate.cost, candidate.tokens
+        if event.kind == "scored":
+            candidate.status = "scored"
+            candidate.scores = Scores.from_body(event.body, event.timing)
+            self.whole = self.whole or candidate.cost
+        else:
+            candidate.seen.append(Seen.from_body(event.body, event.timing))
+            if candidate.look is not None:
+                candidate.status = "probed"
+        if not candidate.is_reference:
+            self.items += candidate.cost - items
+            self.tokens += candidate.tokens - tokens
 
     def _count_time(self, event: Event) -> None:
         session, last = self._session

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
+from evomerge.scoring.blocks import Block, Part, blocks
 from evomerge.scoring.data import Item
 from evomerge.scoring.measures import WeightStats
 from evomerge.scoring.objectives import Objective, Split
@@ -13,15 +15,20 @@ from evomerge.scoring.statistics import ItemScore
 
 WEIGHTS = "weights"
 """Item id of the one score that an objective without items has."""
+_PARTS = 64  # plans of parts that are kept
 
 
 @dataclass(frozen=True)
 class Use:
-    """An item of an objective and where the responses to its requests stand."""
+    """An item of an objective and where the responses to its requests stand.
+
+    ``signal``: they are those that its signal needs, not its metric.
+    """
 
     objective: str
     item: Item
     positions: tuple[int, ...]
+    signal: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,14 @@ class Plan:
     uses: tuple[Use, ...]
 
 
-def plan(objectives: Sequence[Objective], split: Split) -> Plan:
+Planner = Callable[[Split, Part | None], Plan]
+"""Gives the plan of a split, or of a part of the search split."""
+
+
+def plan(objectives: Sequence[Objective], split: Split, signal: bool = False) -> Plan:
     """The plan of a split; make it once, run it for every candidate.
+
+    With ``signal``, objectives that have one are asked for that instead of their metric.
 
     Raises:
         ValueError: two objectives have the same name.
@@ -45,21 +58,54 @@ def plan(objectives: Sequence[Objective], split: Split) -> Plan:
     position: dict[str, int] = {}
     uses: list[Use] = []
     for objective in objectives:
+        by_signal = signal and objective.has_signal
         for item in objective.items(split):
             where = []
-            for request in objective.requests(item):
+            asked = objective.signal_requests(item) if by_signal else objective.requests(item)
+            for request in asked:
                 if request.key not in position:
                     position[request.key] = len(requests)
                     requests.append(request)
                 where.append(position[request.key])
-            uses.append(Use(objective.name, item, tuple(where)))
+            uses.append(Use(objective.name, item, tuple(where), by_signal))
     return Plan(tuple(objectives), tuple(requests), tuple(uses))
 
 
-def plans(objectives: Sequence[Objective]) -> Mapping[Split, Plan]:
-    """The plan of each split."""
-    splits: tuple[Split, Split] = ("search", "held_out")
-    return {split: plan(objectives, split) for split in splits}
+def planner(objectives: Sequence[Objective]) -> Planner:
+    """Makes each plan once, when it is first needed; those of parts from those of their split."""
+
+    @cache
+    def whole(split: Split, signal: bool) -> Plan:
+        return plan(objectives, split, signal)
+
+    @cache
+    def divided() -> tuple[Block, ...]:
+        return blocks(objectives)
+
+    @lru_cache(_PARTS)
+    def part_of(part: Part) -> Plan:
+        chosen = {
+            (objective.name, objective.items("search")[position].id)
+            for number in part.blocks
+            for objective in objectives
+            for position in divided()[number].get(objective.name, ())
+        }
+        return _restricted(whole("search", part.signal), chosen)
+
+    return lambda split, part: whole(split, False) if part is None else part_of(part)
+
+
+def _restricted(plan: Plan, chosen: set[tuple[str, str]]) -> Plan:
+    """The plan of the items chosen by objective and id, in the order of the whole plan."""
+    uses = [use for use in plan.uses if (use.objective, use.item.id) in chosen]
+    kept = {old: new for new, old in enumerate(sorted({i for u in uses for i in u.positions}))}
+    return Plan(
+        plan.objectives,
+        tuple(plan.requests[i] for i in kept),
+        tuple(
+            Use(u.objective, u.item, tuple(kept[i] for i in u.positions), u.signal) for u in uses
+        ),
+    )
 
 
 def score(
@@ -76,5 +122,10 @@ def score(
             scores[name][WEIGHTS] = weighed
     for use in plan.uses:
         answered = [responses[i] for i in use.positions]
-        scores[use.objective][use.item.id] = by_name[use.objective].score(use.item, answered)
+        objective = by_name[use.objective]
+        scores[use.objective][use.item.id] = (
+            ItemScore(objective.signal(use.item, answered))
+            if use.signal
+            else objective.score(use.item, answered)
+        )
     return scores

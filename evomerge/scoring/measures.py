@@ -3,6 +3,9 @@
 Each kind is the typed form of its `objective.yaml`, with four methods: `check(item)` raises
 ValueError for an item that it cannot score, `requests(item)`, `score(item, responses)` in the order
 of the requests, and `aggregate(scores)`. `sparsity` asks nothing: its score comes from the weights.
+
+A kind may have a signal: a number for each item that moves smoothly where the score is 0 or 1, and
+grows with it. `signal_requests(item)` and `signal(item, responses)` are then two more methods.
 """
 
 from __future__ import annotations
@@ -11,7 +14,16 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    get_args,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, TypeAdapter
 from pydantic import ValidationError as InvalidParameter
@@ -39,6 +51,17 @@ class WeightStats:
 
     moved: int
     unchanged: int
+
+
+@runtime_checkable
+class Signalling(Protocol):
+    """A kind with a signal."""
+
+    def signal_requests(self, item: Item) -> list[Request]:
+        """What is asked of the model for the signal of an item."""
+
+    def signal(self, item: Item, responses: Sequence[Response]) -> float:
+        """The signal of an item, finite, more is better, from the responses in their order."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +160,14 @@ class Answer(Kind):
     def score(self, item: Item, responses: Sequence[Response]) -> ItemScore:
         return ItemScore(self.metric(generated(responses).text, _reference(item)))
 
+    def signal_requests(self, item: Item) -> list[Request]:
+        reference = _reference(item)
+        return [LogLikelihood(item.messages, reference)] if reference else []
+
+    def signal(self, item: Item, responses: Sequence[Response]) -> float:
+        """Natural-log probability of the reference answer, each token given those before it."""
+        return sum(likelihood(r).logprob for r in responses)  # of nothing it is 0
+
     def aggregate(self, scores: Sequence[ItemScore]) -> Value:
         return mean(scores)
 
@@ -160,15 +191,26 @@ class Choice(Kind):
         return [LogLikelihood(item.messages, choice) for choice in item.choices or ()]
 
     def score(self, item: Item, responses: Sequence[Response]) -> ItemScore:
-        choices = item.choices or ()
-        scores = [
-            likelihood(r).logprob / self._length(choice, likelihood(r))
-            for choice, r in zip(choices, responses, strict=True)
-        ]
-        return ItemScore(float(choices[scores.index(max(scores))] == item.answer))
+        scores = self._scores(item, responses)
+        return ItemScore(float(max(scores, key=lambda choice: scores[choice]) == item.answer))
+
+    def signal_requests(self, item: Item) -> list[Request]:
+        return self.requests(item)
+
+    def signal(self, item: Item, responses: Sequence[Response]) -> float:
+        """How far the right choice is above the best wrong one, in what decides the score."""
+        scores = self._scores(item, responses)
+        right = scores.pop(_reference(item))
+        return right - max(scores.values())
 
     def aggregate(self, scores: Sequence[ItemScore]) -> Value:
         return mean(scores)
+
+    def _scores(self, item: Item, responses: Sequence[Response]) -> dict[str, float]:
+        return {
+            choice: likelihood(r).logprob / self._length(choice, likelihood(r))
+            for choice, r in zip(item.choices or (), responses, strict=True)
+        }
 
     def _length(self, choice: str, likelihood: Likelihood) -> int:
         return {None: 1, "tokens": likelihood.tokens, "characters": len(choice)}[self.normalise]

@@ -23,7 +23,14 @@ from evomerge.documents import Document, did_you_mean, read_yaml, validate
 from evomerge.errors import ConfigError, DataError
 from evomerge.scoring.data import Item, content_key, load_items
 from evomerge.scoring.harness.kind import HarnessTask, LmEval, load_task
-from evomerge.scoring.measures import KINDS, Direction, ItemKind, Sparsity, WeightStats
+from evomerge.scoring.measures import (
+    KINDS,
+    Direction,
+    ItemKind,
+    Signalling,
+    Sparsity,
+    WeightStats,
+)
 from evomerge.scoring.requests import Request, Response
 from evomerge.scoring.statistics import ItemScore, Value
 
@@ -56,6 +63,24 @@ class Objective:
         if isinstance(self.measure, Sparsity):
             raise TypeError(f"objective {self.name}: sparsity scores no items")
         return self.measure.score(item, responses)
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether items have a signal beside their score; see `evomerge.scoring.measures`."""
+        return isinstance(self.measure, Signalling)
+
+    def signal_requests(self, item: Item) -> list[Request]:
+        """What is asked of the model for the signal of an item."""
+        return self._signalling().signal_requests(item)
+
+    def signal(self, item: Item, responses: Sequence[Response]) -> float:
+        """Signal of an item from the responses to those requests, in their order."""
+        return self._signalling().signal(item, responses)
+
+    def _signalling(self) -> Signalling:
+        if not isinstance(self.measure, Signalling):
+            raise TypeError(f"objective {self.name}: its kind has no signal")
+        return self.measure
 
     def weigh(self, stats: WeightStats) -> ItemScore | None:
         """The score that comes from the weights alone; None for an objective that has items."""

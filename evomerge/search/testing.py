@@ -1,4 +1,4 @@
-"""What every Search must do, as plain functions, and a fake to test what drives a search.
+"""What every Search must do, as plain functions, and fakes to test what drives a search.
 
 Each check takes `make`, which gives a fresh search for a seed, over `dimension` genes with
 `objectives` scores; it raises AssertionError with the broken promise. To test a new search:
@@ -8,25 +8,27 @@ Each check takes `make`, which gives a fresh search for a seed, over `dimension`
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from evomerge.errors import IntegrityError
-from evomerge.search.base import Genome, Search
+from evomerge.search.base import Evidence, Genome, Look, Search
 
 Make = Callable[[int], Search]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One recorded call: `kind` is ask, tell or fail; scores are empty but for a tell."""
+    """One recorded call: `kind` is ask, tell, fail or observe; scores are only of a tell."""
 
     kind: str
     candidate: int
     genome: Genome = ()
     scores: tuple[float, ...] = ()
+    evidence: Evidence | None = None
 
 
 class FakeSearch:
@@ -54,6 +56,60 @@ class FakeSearch:
             raise IntegrityError(f"candidate {candidate}: the fake would propose another genome")
         self._asked += 1
         self.calls.append(Call("ask", candidate, genome))
+
+
+class EchoSearch:
+    """Every proposal is a hash of all calls before it, so nothing can be told otherwise unnoticed.
+
+    Keeps every call in `calls`.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self._dimension = dimension
+        self._heard = hashlib.sha256()
+        self.calls: list[Call] = []
+
+    def ask(self, candidates: Sequence[int]) -> list[Genome]:
+        genomes = []
+        for candidate in candidates:
+            genomes.append(self._propose())
+            self._hear(Call("ask", candidate, genomes[-1]))
+        return genomes
+
+    def tell(self, candidate: int, genome: Genome, scores: tuple[float, ...]) -> None:
+        self._hear(Call("tell", candidate, genome, scores))
+
+    def fail(self, candidate: int) -> None:
+        self._hear(Call("fail", candidate))
+
+    def replay(self, candidate: int, genome: Genome) -> None:
+        if genome != self._propose():
+            raise IntegrityError(f"candidate {candidate}: another genome would be proposed")
+        self._hear(Call("ask", candidate, genome))
+
+    def _propose(self) -> Genome:
+        return tuple(np.random.default_rng(list(self._heard.digest())).random(self._dimension))
+
+    def _hear(self, call: Call) -> None:
+        self.calls.append(call)
+        self._heard.update(repr(call).encode())
+
+
+class EchoGuided(EchoSearch):
+    """Also takes ``looks`` in turn: at the first candidate the first, and so on, again and again.
+
+    A look of None asks for the score.
+    """
+
+    def __init__(self, dimension: int, looks: Sequence[Look | None]) -> None:
+        super().__init__(dimension)
+        self._looks = looks
+
+    def look(self, candidate: int) -> Look | None:
+        return self._looks[candidate % len(self._looks)]
+
+    def observe(self, candidate: int, genome: Genome, evidence: Evidence) -> None:
+        self._hear(Call("observe", candidate, genome, evidence=evidence))
 
 
 def scores_of(genome: Genome, objectives: int) -> tuple[float, ...]:

@@ -1,0 +1,195 @@
+"""Rungs, probes and signals: which part of a candidate is asked next, and what parts add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from evomerge.engine.study import Study
+from evomerge.engine.tasks import values_of
+from evomerge.errors import IntegrityError
+from evomerge.ledger.fold import Candidate, Scores
+from evomerge.ledger.seen import Seen
+from evomerge.scoring.blocks import Block, Part, blocks
+from evomerge.scoring.objectives import Objective
+from evomerge.scoring.statistics import ItemScore
+from evomerge.search.base import Evidence
+
+SHARES = (10, 25, 50, 100)  # per cent of the blocks that are known after each rung
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """How the candidates of a study are measured. ``guided``: by a search that looks at them."""
+
+    study: Study
+    guided: bool
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        return blocks(self.study.objectives)
+
+    @cached_property
+    def signals(self) -> frozenset[str]:
+        """The objectives whose items have a signal."""
+        return frozenset(o.name for o in self.study.objectives if o.has_signal)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """What a candidate in a race is asked, one after the other; together the whole."""
+        total = len(self.blocks)
+        ends = sorted({-(-total * share // 100) for share in SHARES} | {0})
+        return tuple(Part(tuple(range(a, b))) for a, b in pairwise(ends))
+
+    @cached_property
+    def size(self) -> int:
+        """How many items the blocks hold."""
+        return sum(len(positions) for block in self.blocks for positions in block.values())
+
+    def next(self, candidate: Candidate) -> Part | None:
+        """What is to be asked of a candidate on the search split; None: all at once."""
+        if candidate.look is not None:
+            return candidate.look
+        if self.owes_signals(candidate):
+            return Part(tuple(range(len(self.blocks))), signal=True)
+        if candidate.is_reference or not self.study.experiment.search.racing:
+            return None
+        return self.parts[len(candidate.rungs)]
+
+    def open(self, candidate: Candidate) -> bool:
+        """Whether anything is still to be asked of a candidate on the search split."""
+        return candidate.status == "pending" or self.owes_signals(candidate)
+
+    def owes_signals(self, candidate: Candidate) -> bool:
+        """A guided search also wants the signals of references that lie in the space."""
+        return (
+            self.guided
+            and bool(self.signals)
+            and candidate.is_reference
+            and candidate.genome is not None
+            and candidate.status == "scored"
+            and not candidate.seen
+            and candidate.reason is None  # there are none
+        )
+
+    def promised(self, candidates: Iterable[Candidate], whole: int) -> int:
+        """Items that candidates under way may still take, where a full evaluation has ``whole``."""
+        return sum(
+            whole - c.cost
+            if c.look is None
+            else sum(len(found) for found in self.positions(c.look).values())
+            for c in candidates
+            if c.status == "pending"
+        )
+
+    def completed(self, candidate: Candidate, seen: Seen) -> Scores | None:
+        """The whole score, if only this part of it was still missing.
+
+        Raises:
+            IntegrityError: the parts are not of the same weights.
+            CandidateError: an objective's value is not finite.
+        """
+        digests = {s.digest for s in (*candidate.seen, seen)}
+        if candidate.scores is not None:
+            digests.add(candidate.scores.digest)
+        if len(digests) > 1:
+            raise IntegrityError(
+                f"{candidate.label} has other weights than when its first items were scored "
+                f"({', '.join(sorted(d[:12] for d in digests))}): workers differ in versions, "
+                f"device or dtype; make them equal and start a new run"
+            )
+        if candidate.look is not None or seen.part.signal or seen.part != self.parts[-1]:
+            return None
+        return assembled(self.study.objectives, self.blocks, [*candidate.rungs, seen])
+
+    def positions(self, part: Part) -> dict[str, tuple[int, ...]]:
+        """By objective the positions of a part's items, in the order of its values."""
+        return positions(self.blocks, part)
+
+    def evidence(self, seen: Seen) -> list[Evidence]:
+        """A part as a search reads it: what is signal apart from what is metric."""
+        where = self.positions(seen.part)
+        items = {name: (where[name], values) for name, values in seen.items.items()}
+        signals = self.signals if seen.part.signal else frozenset()
+        by_signal = {name: found for name, found in items.items() if name in signals}
+        by_metric = {name: found for name, found in items.items() if name not in signals}
+        by_metric |= {name: ((0,), (value,)) for name, value in seen.weighed.items()}
+        both = (Evidence(True, by_signal), Evidence(False, by_metric))
+        return [evidence for evidence in both if evidence.items]
+
+    def rest(self, candidate: Candidate) -> Evidence:
+        """What a whole score adds to the rungs before it: all items, if there were none."""
+        assert candidate.scores is not None
+        before = self.known(candidate.rungs)
+        found = {}
+        for name, values in candidate.scores.items.items():
+            old = set(before[name][0]) if name in before and self._has_items(name) else set()
+            kept = tuple(i for i in range(len(values)) if i not in old)
+            found[name] = (kept, tuple(values[i] for i in kept))
+        return Evidence(False, found)
+
+    def _has_items(self, name: str) -> bool:
+        return name in self.blocks[0]
+
+    def known(self, rungs: Sequence[Seen]) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
+        """By objective the positions and values of all rungs together."""
+        found: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {}
+        for seen in rungs:
+            where = self.positions(seen.part)
+            for name, values in seen.items.items():
+                at, before = found.get(name, ((), ()))
+                found[name] = (at + where[name], before + values)
+            found |= {name: ((0,), (value,)) for name, value in seen.weighed.items()}
+        return found
+
+
+def positions(blocks: Sequence[Block], part: Part) -> dict[str, tuple[int, ...]]:
+    """By objective the positions of a part's items, ascending."""
+    found: dict[str, set[int]] = {}
+    for number in part.blocks:
+        for name, at in blocks[number].items():
+            found.setdefault(name, set()).update(at)
+    return {name: tuple(sorted(at)) for name, at in found.items()}
+
+
+def assembled(
+    objectives: Sequence[Objective], blocks: Sequence[Block], rungs: Sequence[Seen]
+) -> Scores:
+    """The score of a candidate of which all blocks are known; as if it had been asked at once.
+
+    Raises:
+        CandidateError: an objective's value is not finite.
+    """
+    found = {o.name: _joined(o.name, blocks, rungs) for o in objectives}
+    timing: dict[str, float] = {}
+    for seen in rungs:
+        for name, seconds in seen.timing.items():
+            timing[name] = timing.get(name, 0.0) + seconds
+    return Scores(
+        digest=rungs[-1].digest,
+        values=values_of(objectives, found),
+        items={name: tuple(s.value for s in scores) for name, scores in found.items()},
+        tokens=sum(seen.tokens for seen in rungs),
+        timing=timing,
+        weights={
+            name: tuple(s.weight for s in scores)
+            for name, scores in found.items()
+            if any(s.weight != 1 for s in scores)
+        },
+    )
+
+
+def _joined(name: str, blocks: Sequence[Block], rungs: Sequence[Seen]) -> list[ItemScore]:
+    """Scores of an objective's items in their order."""
+    if name in rungs[-1].weighed:
+        return [ItemScore(rungs[-1].weighed[name])]
+    found: dict[int, ItemScore] = {}
+    for seen in rungs:
+        values = seen.items[name]
+        weights: Mapping[str, Sequence[float]] = seen.weights
+        units = weights.get(name, (1.0,) * len(values))
+        for at, value, unit in zip(positions(blocks, seen.part)[name], values, units, strict=True):
+            found[at] = ItemScore(value, unit)
+    return [found[at] for at in sorted(found)]
