@@ -46,7 +46,7 @@ NOTES = {
     "mergenetic-nsga2": f"{CPU}; pymoo NSGA-II, population {POPULATION}",
     "evo-merging": f"{CPU}; without density genes its second stage alone",
     "lorahub": f"{CPU}, in [-1.5, 1.5] cut to the box; nevergrad's NGOpt from 0, L1 penalty 0.05",
-    "map": f"{CPU}; evomerge's reading of it",
+    "map-tied": f"{CPU}; evomerge's reading of MAP",
 }
 
 
@@ -411,7 +411,7 @@ RIVALS: Mapping[str, Make] = {
     "lorahub": lambda bed, seed, budget, _: Tied(
         bed.genes, lambda g: OneAim(LoraHub(seed, g, budget), references=False)
     ),
-    "map": _tied_map,
+    "map-tied": _tied_map,
 }
 
 NEEDS = {
