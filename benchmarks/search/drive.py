@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -129,7 +129,7 @@ class _Job:
         return sum(len(at) for part in self.parts for at in part.values())
 
 
-class _Run:
+class Run:
     """The state of one simulated run."""
 
     def __init__(
@@ -157,22 +157,28 @@ class _Run:
 
     def loop(self) -> None:
         while True:
-            for job in self._startable():
-                self.committed += job.items
-                self._schedule(job)
-            if not self.clock:
+            self.fill()
+            if not self.next():
                 return
-            self.now, _, job = heapq.heappop(self.clock)
-            self._arrive(job)
 
-    def _startable(self) -> Iterator[_Job]:
-        """Jobs for free workers, as long as the budget has room for all of a job."""
+    def next(self) -> bool:
+        """The next items arrive; False where none are on their way."""
+        if not self.clock:
+            return False
+        self.now, _, job = heapq.heappop(self.clock)
+        self._arrive(job)
+        return True
+
+    def fill(self) -> None:
+        """Starts jobs on free workers, as long as the budget has room for all of a job."""
         while len(self.clock) < self.workers:
             if not self.held:
                 self.held = self._ask(self.workers - len(self.clock))
             if not self.held or self.committed + self.held[0].items > self.budget:
                 return
-            yield self.held.pop(0)
+            job = self.held.pop(0)
+            self.committed += job.items
+            self._schedule(job)
 
     def _ask(self, count: int) -> list[_Job]:
         if self.committed >= self.budget:
@@ -288,7 +294,7 @@ def drive(
 
     `level` is that of racing; None: every candidate that is not a probe is fully scored.
     """
-    run = _Run(bed, make, budget, workers, level)
+    run = Run(bed, make, budget, workers, level)
     run.references()
     run.record.proposing = 0.0
     run.loop()

@@ -1,18 +1,13 @@
 """What the results files say: curves by algorithm, levels, ratios, tests, and the tables.
 
-    python -m benchmarks.search.tables
-
-writes the generated part of docs/search-benchmark.md from the data files alone. Costs are in full
-evaluations of a bed (its scored items over its number of items).
+Costs are in full evaluations of a bed (scored items over its number of items).
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +19,6 @@ from benchmarks.search.drive import Curve
 from benchmarks.search.run import BUDGET, OWN, RESULTS, read
 
 Array = NDArray[np.float64]
-
-PAGE = Path(__file__).parents[2] / "docs" / "search-benchmark.md"
-BEGIN, END = "<!-- generated: python -m benchmarks.search.tables -->", "<!-- end -->"
 
 CHALLENGER = "auto"
 RIVALS = (*OWN, *rivals.RIVALS)
@@ -53,7 +45,7 @@ class Runs:
     def area(self, what: str = "hypervolume") -> list[float]:
         return [c.area(self.items * self.budget, what) for c in self.curves.values()]
 
-    def grid(self, points: int = 200, what: str = "hypervolume") -> tuple[Array, Array]:
+    def grid(self, points: int = 101, what: str = "hypervolume") -> tuple[Array, Array]:
         """Costs in full evaluations, shape (points,), and values, shape (seeds, points)."""
         costs = np.linspace(0, self.budget, points)
         rows = [[c.at(x * self.items, what) for x in costs] for c in self.curves.values()]
@@ -198,7 +190,7 @@ def section(bed: str) -> str:
     lines = [
         f"### {bed}",
         "",
-        f"![anytime curves on {bed}](search-{bed}.svg)",
+        f"![anytime curves on {bed}](search-{bed}.png)",
         "",
         f"| algorithm | seeds | hypervolume | area | best mean | held-out of it{heads} "
         "| proposing, s |",
@@ -239,7 +231,7 @@ def _duel_lines(runs: Mapping[str, Runs], shared: bool) -> list[str]:
 
 
 def _candidates(line: Mapping[str, Any]) -> int:
-    return max(line["scored"] + line["probes"] + line["dropped"], 1)
+    return max(int(line["scored"] + line["probes"] + line["dropped"]), 1)
 
 
 def _cost(cost: float) -> str:
@@ -256,16 +248,3 @@ def beds() -> list[str]:
     return sorted(
         names, key=lambda n: (n.startswith("analytic"), [*map(int, re.findall(r"\d+", n))], n)
     )
-
-
-def main() -> None:
-    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
-    text = "\n".join(section(bed) for bed in beds())
-    page = PAGE.read_text("utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
-
-
-if __name__ == "__main__":
-    main()
