@@ -27,8 +27,8 @@ def make_search(
 ) -> Search:
     """The search that `settings` name, over [0, 1]^dimension, before any call.
 
-    Evo-Merging and registered searches may ask what the `genes` mean; guided searches how
-    candidates are `measured`.
+    Evo-Merging, MAP, DeMix and registered searches may ask what the `genes` mean; guided searches
+    how candidates are `measured`.
 
     Raises what `check_settings` does, and MissingDependency where its library is not installed.
     """
@@ -39,6 +39,18 @@ def make_search(
         from evomerge.search.evo_merging import EvoMergingSearch
 
         return EvoMergingSearch(settings.seed, options, genes)
+    if algorithm.name.startswith("map"):
+        from evomerge.search.map import map_search
+
+        return map_search(algorithm.name, settings.seed, options, dimension, genes)
+    if algorithm.name == "mm-mo":
+        from evomerge.search.mm_mo import mm_mo_search
+
+        return mm_mo_search(settings.seed, options, dimension)
+    if algorithm.name == "demix":
+        from evomerge.search.demix import demix_search
+
+        return demix_search(settings.seed, options, dimension, genes)
     if algorithm.library == "nevergrad":
         from evomerge.search.nevergrad import NevergradSearch
 
@@ -58,6 +70,10 @@ def check_space(settings: SearchSettings, genes: Sequence[Gene], candidates: int
 
     The settings are those that `check_settings` took.
     """
+    if settings.algorithm == "demix":
+        from evomerge.search import demix
+
+        demix.check_genes(genes)
     if settings.algorithm != "evo-merging":
         return
     from evomerge.search.evo_merging import check_genes

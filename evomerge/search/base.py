@@ -152,6 +152,8 @@ _CMA_POPULATION = Option(int, None, 3, 10_000, "candidates a generation; by defa
 _DE_POPULATION = Option(int, 30, 4, 10_000, "individuals; more workers than that would wait")
 _NSGA_POPULATION = Option(int, 20, 2, 10_000, "individuals of a generation")
 _STARTUP = Option(int, 10, 1, 10_000, "told points, references included, before the model is used")
+_SAMPLES = Option(int, None, 1, 10_000, "samples first; by default (d+1)(d+2)/2, at most 50")
+_BATCH = Option(int, 10, 1, 10_000, "points planned at once, between fits")
 
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm
@@ -241,6 +243,53 @@ ALGORITHMS: dict[str, Algorithm] = {
                 "penalty": Option(
                     float, 0.05, 0.0, 1e6, "taken off the score for each unit of mean |gene|"
                 ),
+            },
+        ),
+        Algorithm(
+            "map",
+            "numpy",
+            True,
+            "MAP: a sigmoid of a quadratic for each score, and the front that they predict",
+            {"samples": _SAMPLES, "batch": _BATCH},
+        ),
+        Algorithm(
+            "map-bayesian",
+            "numpy",
+            True,
+            "MAP that samples again where its models err most; for up to about six genes",
+            {
+                "samples": _SAMPLES,
+                "batch": _BATCH,
+                "updates": Option(int, 3, 0, 1000, "rounds of samples before the first front"),
+            },
+        ),
+        Algorithm(
+            "map-nested",
+            "numpy",
+            True,
+            "MAP of two experts at a time, then of what was merged; for eight experts or more",
+            {"samples": Option(int, 20, 3, 10_000, "samples a pair"), "batch": _BATCH},
+        ),
+        Algorithm(
+            "mm-mo",
+            "optuna",
+            True,
+            "MM-MO: Gaussian processes, and steps on from what was good; screened genes",
+            {
+                "startup": Option(int, 10, 1, 10_000, "samples first"),
+                "batch": Option(int, 8, 1, 10_000, "points planned at once; one by the processes"),
+                "genes": Option(int, 20, 1, 1000, "genes moved in a round, by Fisher information"),
+            },
+        ),
+        Algorithm(
+            "demix",
+            "scikit-learn",
+            True,
+            "DeMix: weights on the simplex, boosted trees that predict their scores",
+            {
+                "samples": Option(int, 30, 1, 10_000, "mixtures drawn first"),
+                "batch": _BATCH,
+                "pool": Option(int, 10_000, 100, 1_000_000, "mixtures predicted a round"),
             },
         ),
         Algorithm("random", "numpy", True, "independent uniform points: the baseline", {}),

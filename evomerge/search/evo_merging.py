@@ -20,6 +20,7 @@ import numpy as np
 
 from evomerge.errors import ConfigError
 from evomerge.search.base import Genome, OptionValue, check_replay
+from evomerge.search.names import expert_of, parameter_of
 from evomerge.search.nevergrad import NevergradSearch
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class EvoMergingSearch:
         self._waiting: set[int] = set()
         self._asked = 0
         self._best: tuple[float, Genome] | None = None  # the least penalised loss of the stage
-        experts = {_expert(genes[i]) for i in self._places[1]}
+        experts = {expert_of(genes[i]) for i in self._places[1]}
         starts = (1.0, 1.0 / len(experts))
         self._point = [0.5] * len(genes)
         for places, start in zip(self._places, starts, strict=True):
@@ -114,7 +115,7 @@ def check_genes(genes: Sequence[Gene]) -> tuple[tuple[int, ...], ...]:
     Raises:
         ConfigError: there are other genes, fewer than two of a kind, or logarithmic ones.
     """
-    kinds = [_parameter(gene) for gene in genes]
+    kinds = [parameter_of(gene) for gene in genes]
     places = tuple(tuple(i for i, kind in enumerate(kinds) if kind == stage) for stage in STAGES)
     if set(kinds) != set(STAGES) or min(map(len, places)) < 2 or any(g.log for g in genes):
         found = ", ".join(f"{kinds.count(kind)} of {kind}" for kind in dict.fromkeys(kinds))
@@ -124,13 +125,3 @@ def check_genes(genes: Sequence[Gene]) -> tuple[tuple[int, ...], ...]:
             "evo-merging, or the algorithm 'cma'"
         )
     return places
-
-
-def _parameter(gene: Gene) -> str:
-    """``weight`` of ``weight[vqa] language/0/mlp``."""
-    return gene.name.split(" ")[0].split("[")[0]
-
-
-def _expert(gene: Gene) -> str:
-    """``vqa`` of ``weight[vqa] language/0/mlp``; nothing where one gene is for all experts."""
-    return gene.name.partition("[")[2].partition("]")[0]

@@ -18,6 +18,10 @@ FAST = {"gp": {"startup": 4}, "tpe": {"startup": 5}} | dict.fromkeys(
     ("de", "two-points-de", "nsga2", "nsga3"), SMALL
 )
 FAST["evo-merging"] = {"denoising": 12, "population": 4}
+FAST |= {name: {"samples": 6, "batch": 6} for name in ("map", "map-bayesian", "map-nested")}
+FAST["mm-mo"] = {"startup": 4, "batch": 4}
+FAST["demix"] = {"samples": 4, "batch": 8, "pool": 100}
+SLOW = {"gp": 5, "mm-mo": 5, "demix": 12}
 DIMENSION = 4
 GENES = [
     Gene(f"{name}[{expert}]", low, high, log=False)
@@ -39,7 +43,7 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
     """Gaussian processes are slow: they get few asks."""
     return [
-        Case(algorithm.name, objectives, 5 if algorithm.name == "gp" else 30)
+        Case(algorithm.name, objectives, SLOW.get(algorithm.name, 30))
         for algorithm in ALGORITHMS.values()
         for objectives in ((1, 2) if algorithm.several_objectives else (1,))
         if algorithm.name != "cma-es" or HAS_CMAES
@@ -90,7 +94,9 @@ def test_replay_notices_another_run(case: Case) -> None:
 
 @each_case
 def test_it_learns(case: Case) -> None:
-    asks, seeds = {"gp": (8, (1,)), "tpe": (40, (1, 2))}.get(case.algorithm, (100, (1, 2, 3)))
-    if ALGORITHMS[case.algorithm].library not in ("nevergrad", "optuna"):
+    few = {"gp": (8, (1,)), "mm-mo": (16, (1,)), "tpe": (40, (1, 2)), "demix": (24, (1, 2, 3))}
+    few |= {name: (24, (1, 2, 3)) for name in ("map", "map-bayesian", "map-nested")}
+    asks, seeds = few.get(case.algorithm, (100, (1, 2, 3)))
+    if case.algorithm in ("random", "qmc"):
         pytest.skip("samples without learning")
     testing.check_it_learns(case.make, DIMENSION, case.objectives, asks, seeds)
