@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,27 +148,21 @@ def make_bed(dimension: int, seed: int) -> Bed:
     moved = np.where(surface.solution > 0, rng.normal(0, 0.12, surface.solution.shape), 0.0)
     peak = surface.solution + moved + rng.normal(0, 0.03, surface.solution.shape)
 
-    def own(k: int, t: int, at: Array, weights: Array) -> Array:
-        return np.asarray(OWN * np.sqrt(2) * np.cos(turn[k][t, at] @ weights + phase[k, t, at]))
+    def own(k: int, t: int, weights: Array) -> Array:
+        return np.asarray(OWN * np.sqrt(2) * np.cos(turn[k][t] @ weights + phase[k, t]))
 
     def metric(genome: Genome, positions: Positions) -> Values:
         weights = np.array(genome)
         z = surface.log_odds(weights)
-
-        def values(t: int, at: Array) -> Array:
-            return np.asarray(z[t] + offset[t, at] + own(0, t, at, weights) > 0)
-
-        return _by_task(positions, values)
+        return _by_task(positions, lambda t: z[t] + offset[t] + own(0, t, weights) > 0)
 
     def signal(genome: Genome, positions: Positions) -> Values:
         weights = np.array(genome)
         z = surface.log_odds(weights, peak)
 
-        def values(t: int, at: Array) -> Array:
-            inner = (
-                z[t] + offset[t, at] + 0.8 * own(0, t, at, weights) + 0.6 * own(1, t, at, weights)
-            )
-            return np.asarray(-np.logaddexp(0.0, -(scale[t, at] * inner + bias[t, at])))
+        def values(t: int) -> Array:
+            inner = z[t] + offset[t] + 0.8 * own(0, t, weights) + 0.6 * own(1, t, weights)
+            return np.asarray(-np.logaddexp(0.0, -(scale[t] * inner + bias[t])))
 
         return _by_task(positions, values)
 
@@ -210,9 +205,10 @@ def references(dimension: int) -> dict[str, Genome]:
     return found
 
 
-def _by_task(positions: Positions, values: Callable[[int, Array], Array]) -> Values:
+def _by_task(positions: Positions, values: Callable[[int], Any]) -> Values:
+    """All items of a task are computed: in another company their last bits would be others."""
     return {
-        task: tuple(values(TASKS.index(task), np.asarray(at, dtype=np.intp)).astype(float).tolist())
+        task: tuple(np.asarray(values(TASKS.index(task)))[list(at)].astype(float).tolist())
         for task, at in positions.items()
     }
 
