@@ -28,7 +28,6 @@ from evomerge.ledger.results import front, vector
 from evomerge.ledger.seen import Seen, part_body
 from evomerge.ledger.store import Ledger
 from evomerge.recipe import Recipe
-from evomerge.scoring.blocks import Part
 from evomerge.scoring.objectives import Split
 from evomerge.scoring.statistics import Value
 from evomerge.search import make_search
@@ -222,7 +221,7 @@ class Loop:
             look = None if self._guide is None else self._guide.look(id)
             body: dict[str, Any] = {"genome": genome}
             if look is not None:
-                body["look"] = part_body(Part(look.blocks, look.signal))
+                body["look"] = part_body(self._rungs.part_of(look))
             self._record(Event("asked", id, body))
         return list(range(first, first + len(genomes)))
 

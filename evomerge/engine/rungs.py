@@ -15,7 +15,7 @@ from evomerge.ledger.seen import Seen
 from evomerge.scoring.blocks import Block, Part, blocks
 from evomerge.scoring.objectives import Objective
 from evomerge.scoring.statistics import ItemScore
-from evomerge.search.base import Evidence
+from evomerge.search.base import Evidence, Look
 
 SHARES = (10, 25, 50, 100)  # per cent of the blocks that are known after each rung
 
@@ -47,6 +47,10 @@ class Rungs:
     def size(self) -> int:
         """How many items the blocks hold."""
         return sum(len(positions) for block in self.blocks for positions in block.values())
+
+    def part_of(self, look: Look) -> Part:
+        """What a search asks of a probe; by the metric where no objective has a signal."""
+        return Part(tuple(look.blocks), look.signal and bool(self.signals))
 
     def next(self, candidate: Candidate) -> Part | None:
         """What is to be asked of a candidate on the search split; None: all at once."""

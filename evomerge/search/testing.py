@@ -88,7 +88,8 @@ class EchoSearch:
         self._hear(Call("ask", candidate, genome))
 
     def _propose(self) -> Genome:
-        return tuple(np.random.default_rng(list(self._heard.digest())).random(self._dimension))
+        random = np.random.default_rng(list(self._heard.digest()))
+        return tuple(random.random(self._dimension).tolist())
 
     def _hear(self, call: Call) -> None:
         self.calls.append(call)

@@ -120,13 +120,13 @@ def test_killed_at_a_random_moment_it_resumes_to_the_identical_ledger(
 ) -> None:
     dice = random.Random(seed)
     for _ in range(dice.randint(1, 3)):  # some runs are killed several times
-        _run_and_kill(study, tmp_path, after_events=dice.randint(1, 30))
+        kill_after(study, tmp_path, after_events=dice.randint(1, 30))
     run(study, tmp_path)
 
     assert facts(tmp_path) == uninterrupted
 
 
-def _run_and_kill(study: Study, directory: Path, after_events: int) -> None:
+def kill_after(study: Study, directory: Path, after_events: int) -> None:
     """Runs in a child process and kills it with SIGKILL once it has recorded that many events.
 
     The child goes on while the signal is on its way, so it dies at whatever it is doing then.
@@ -154,7 +154,7 @@ def test_every_kind_of_search_resumes_exactly(
 ) -> None:
     study = open_study(small_experiment(workspace, search={"algorithm": algorithm, "seed": 1}))
     run(study, tmp_path / "whole")
-    _run_and_kill(study, tmp_path / "killed", after_events=23)
+    kill_after(study, tmp_path / "killed", after_events=23)
     run(study, tmp_path / "killed")
 
     assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
