@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from evomerge.engine.study import Study, open_study
 from evomerge.errors import ConfigError
 from evomerge.ledger.fold import State
 from evomerge.ledger.store import open_ledger, read_events
+from tests.engine.racing import raced
 from tests.studies import small_experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, of several kinds
@@ -77,3 +79,34 @@ def test_workers_that_never_fit_are_refused_at_once(pool: RayPool, workspace: Pa
     greedy = {"name": "ray", "workers": 2, "cpus": 1000}
     with pytest.raises(ConfigError, match="room for 0 workers of 1000 CPU, expected 2"):
         RayPool(open_study(small_experiment(workspace, pool=greedy)))
+
+
+def test_two_workers_take_every_rung_once_and_a_lost_one_repeats_only_its_own(
+    workspace: Path, tmp_path: Path, pool: RayPool
+) -> None:
+    changes = {"pool": {"name": "ray", "workers": 2, "cpus": 0.5}, "budget": {"candidates": 6}}
+    raced_study = raced(workspace, tmp_path, 0.4, **changes)
+    own = RayPool(raced_study)
+    killed: list[int] = []
+
+    def kill(state: State, running: int) -> None:
+        """Kills a busy worker once, while the second rung of a candidate is under way."""
+        under_way = [c for c in state.pending() if len(c.seen) == 1]
+        if not killed and under_way and own.busy():
+            killed.append(own.busy()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    try:
+        state = run(raced_study, own, tmp_path / "run", kill)
+    finally:
+        own.close()
+
+    assert killed
+    events = read_events(tmp_path / "run")
+    assert sum(e.kind == "lost" for e in events) <= 1
+    for candidate in state.searched():
+        blocks = [seen.part.blocks for seen in candidate.seen]
+        assert blocks == [(0, 1), (2, 3, 4), tuple(range(5, 10))][: len(blocks)]
+        assert candidate.status in ("scored", "dropped")
+        assert (len(blocks) == 3) or candidate.status == "dropped"
+    assert {c.status for c in state.searched()} == {"scored", "dropped"}

@@ -15,6 +15,7 @@ import pytest
 from evomerge.engine.pools.inline import InlinePool
 from evomerge.engine.study import Study
 from evomerge.engine.tasks import Outcome
+from evomerge.engine.worker import Worker
 from evomerge.errors import CandidateError, IntegrityError
 from evomerge.ledger.events import Event
 from evomerge.ledger.fold import Candidate, State
@@ -322,7 +323,8 @@ def test_the_signals_of_a_reference_may_be_missing(
     study = raced(workspace, folder, None, budget={"candidates": 1})
     driven_by(monkeypatch, guided(None))
     pool = InlinePool(study)
-    evaluate = pool._worker._evaluate  # type: ignore[union-attr]
+    assert isinstance(pool._worker, Worker)
+    evaluate = pool._worker._evaluate
 
     def without(task: Any) -> Outcome:
         if task.part is not None:
