@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,7 +12,9 @@ app = typer.Typer(no_args_is_help=True, help="The small real models that ship wi
 
 @app.command()
 def path(
-    name: Annotated[str, typer.Argument(help="base, full/TASK, lora/TASK or mixture.")] = "base",
+    name: Annotated[
+        str, typer.Argument(help="base, full/TASK, lora/TASK, mixture, text/base or text/TASK.")
+    ] = "base",
 ) -> None:
     """Print the directory of a zoo model.
 
@@ -27,8 +29,11 @@ def path(
 def build(
     out: Annotated[Path, typer.Option(help="Directory of the new zoo.")] = Path("zoo"),
     seed: Annotated[int, typer.Option(help="Seed of data and training.")] = 0,
+    only: Annotated[
+        Literal["pictures", "text"] | None, typer.Option(help="Build one of the two zoos.")
+    ] = None,
 ) -> None:
-    """Train the zoo from nothing: base, experts, LoRA experts, mixture and the data card.
+    """Train the zoo from nothing: base, experts, LoRA experts, mixture, the text zoo, data cards.
 
     Finished stages are kept: the same command goes on where it stopped. Use the result with
     EVOMERGE_ZOO=DIR.
@@ -49,5 +54,5 @@ def build(
                 tasks[stage] = bars.add_task(stage, total=steps, note=note)
             bars.update(tasks[stage], completed=step, total=steps, note=note)  # type: ignore[arg-type]
 
-        train(out, seed, progress)
+        train(out, seed, progress, part=only)
     typer.echo(f"built in {out}; use it with EVOMERGE_ZOO={out}")

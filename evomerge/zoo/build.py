@@ -1,4 +1,5 @@
-"""The whole zoo from nothing: base, experts, adapters, mixture, measurements, data card.
+"""The whole zoo from nothing: base, experts, adapters, mixture, measurements, data card; and the
+text zoo in the same way.
 
 Every training run uses one thread, so that its numbers do not depend on the machine's load; the
 runs after the base go two at a time. A stage whose directory is finished is not trained again.
@@ -6,19 +7,22 @@ runs after the base go two at a time. A stage whose directory is finished is not
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from evomerge.zoo import items
-from evomerge.zoo.paths import NAMES, TASKS
+from evomerge.zoo.paths import NAMES, TASKS, TEXT_NAMES, TEXT_TASKS
+from evomerge.zoo.text import items as text_items
 
+Part = Literal["pictures", "text"]
 Progress = Callable[[str, int, int, str], None]
 RECORD: Final = "training.json"
 REPORT_EVERY: Final = 25
@@ -32,6 +36,7 @@ class Sizes:
     expert: int = 600
     adapter: int = 500
     mixture: int = 900
+    text: float = 1.0  # share of the steps that the text zoo's plan asks for
     items: int = items.SIZES["held_out"]
 
 
@@ -43,6 +48,10 @@ def _course(stage: str, seed: int, sizes: Sizes) -> Any:
     from evomerge.zoo import plan
 
     kind, _, task = stage.partition("/")
+    if kind == "text":
+        from evomerge.zoo.text import plan as text_plan
+
+        return text_plan.course(task, seed, sizes.text)
     if kind == "base":
         return plan.base_course(seed, sizes.base)
     if kind == "mixture":
@@ -55,10 +64,11 @@ def _course(stage: str, seed: int, sizes: Sizes) -> Any:
 def _prepare(root: Path, stage: str, seed: int) -> tuple[Any, Any]:
     """The model to train and, for an adapter, the PEFT model around it."""
     from evomerge.zoo import network, store, train
+    from evomerge.zoo.text import model as text_model
 
-    if stage == "base":
-        return network.new_model(seed), None
-    model = store.load_model(root / "base")
+    if stage in ("base", TEXT_NAMES[0]):
+        return (network if stage == "base" else text_model).new_model(seed), None
+    model = store.load_model(root / (TEXT_NAMES[0] if stage in TEXT_NAMES else "base"))
     model.requires_grad_(False)
     if stage.startswith("lora/"):
         return model, store.add_adapter(model, seed)
@@ -74,6 +84,7 @@ def train_stage(root: Path, stage: str, seed: int, sizes: Sizes, progress: Progr
     import torch
 
     from evomerge.zoo import store, train
+    from evomerge.zoo.text import model as text_model
 
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -85,16 +96,19 @@ def train_stage(root: Path, stage: str, seed: int, sizes: Sizes, progress: Progr
             progress(stage, step, course.steps, f"loss {loss:.3f}")
         return False
 
-    train.run(model, course, report)
+    text = stage in TEXT_NAMES
+    train.run(model, course, report, loss_of=text_model.loss if text else train.picture_loss)
     directory = root / stage
-    if adapted is None:
+    if text:
+        text_model.save(model, directory)
+    elif adapted is None:
         store.save_model(model, directory)
     else:
         store.save_adapter(adapted, directory)
     record = {
         "steps": course.steps,
         "learning_rate": course.rate,
-        "pictures_a_step": course.pictures,
+        "questions_a_step" if text else "pictures_a_step": course.batch,
         "seed": course.seed,
         "seconds": round(time.perf_counter() - began),
     }
@@ -130,18 +144,28 @@ def _train_all(
 
 def _order(stage: str) -> int:
     """Full experts first, then the mixture, then adapters."""
-    return ("full", "mixture", "lora").index(stage.partition("/")[0])
+    return ("full", "mixture", "lora", "text").index(stage.partition("/")[0])
 
 
 def write_items(root: Path, seed: int = 0) -> None:
     """Write `<task>/search.jsonl` and `<task>/held_out.jsonl` under `root`."""
     for task in TASKS:
-        (root / task).mkdir(parents=True, exist_ok=True)
         for split, count in items.SIZES.items():
-            lines = [
-                json.dumps(items.record(items.item(task, split, seed, i))) for i in range(count)
-            ]
-            (root / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            drawn = (items.item(task, split, seed, i) for i in range(count))
+            _write_lines(root / task / f"{split}.jsonl", map(items.record, drawn))
+
+
+def write_text_items(root: Path, seed: int = 0) -> None:
+    """As `write_items`, of the text zoo."""
+    for task in TEXT_TASKS:
+        for split, count in text_items.SIZES.items():
+            drawn = text_items.questions(task, split, count, seed)
+            _write_lines(root / task / f"{split}.jsonl", map(text_items.record, drawn))
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
 
 
 def build(
@@ -150,29 +174,50 @@ def build(
     progress: Progress = lambda stage, step, steps, note: None,
     sizes: Sizes | None = None,
     workers: int = 2,
+    part: Part | None = None,
 ) -> None:
     """Train, measure and document the zoo under `out`: base, mixture, full/*, lora/*,
-    measured.json, DATA_CARD.md.
+    measured.json, DATA_CARD.md; and all of them that the text zoo has in `text`.
 
-    `progress(stage, step, steps, note)` is called as work goes on. Needs the `zoo` extra (peft,
-    scikit-learn).
+    `progress(stage, step, steps, note)` is called as work goes on. `part` builds one of the two.
+    The pictures need the `zoo` extra (peft, scikit-learn).
     """
+    sizes = sizes or Sizes()
+    if part != "text":
+        _build(out, NAMES, seed, progress, sizes, workers)
+    if part != "pictures":
+        _build(out, TEXT_NAMES, seed, progress, sizes, workers)
+
+
+def _build(
+    root: Path, names: tuple[str, ...], seed: int, progress: Progress, sizes: Sizes, workers: int
+) -> None:
+    """One of the two zoos; the first of its names is the base."""
     from evomerge.zoo import card, measure
 
-    sizes = sizes or Sizes()
-    out.mkdir(parents=True, exist_ok=True)
-    if not _finished(out, "base"):
-        train_stage(out, "base", seed, sizes, progress)
-    rest = [stage for stage in NAMES if stage != "base" and not _finished(out, stage)]
-    _train_all(out, sorted(rest, key=_order), seed, sizes, progress, workers)
+    text = names == TEXT_NAMES
+    base, folder = names[0], (root / names[0]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _finished(root, base):
+        train_stage(root, base, seed, sizes, progress)
+    rest = [stage for stage in names if stage != base and not _finished(root, stage)]
+    _train_all(root, sorted(rest, key=_order), seed, sizes, progress, workers)
     rows: list[str] = []
 
     def note(row: str) -> None:
         rows.append(row)
-        progress("measure", len(rows), measure.ROWS, row)
+        count = measure.TEXT_ROWS if text else measure.ROWS
+        progress(f"measure {folder.name}", len(rows), count, row)
 
-    table = measure.measure(out, sizes.items, note)
+    table = (measure.measure_text if text else measure.measure)(root, sizes.items, note)
     record = {"items": sizes.items, "sizes": asdict(sizes), "accuracy": table}
-    (out / "measured.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    (out / "DATA_CARD.md").write_text(card.render(out), encoding="utf-8")
-    progress("card", 1, 1, str(out / "DATA_CARD.md"))
+    if text:
+        record["sha256"] = {name: _sha256(root / name) for name in names}
+    (folder / "measured.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    written = folder / "DATA_CARD.md"
+    written.write_text((card.render_text if text else card.render)(root), encoding="utf-8")
+    progress("card", 1, 1, str(written))
+
+
+def _sha256(directory: Path) -> str:
+    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The zoo's data card: a template in which everything measured is filled in."""
+"""The zoo's data cards: templates in which everything measured is filled in."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from evomerge.zoo.items import SIZES
-from evomerge.zoo.paths import NAMES, TASKS
+from evomerge.zoo.paths import NAMES, TASKS, TEXT_NAMES, TEXT_TASKS
 
 _TEMPLATE: Final = Path(__file__).with_name("card_template.md")
+_TEXT_TEMPLATE: Final = Path(__file__).parent / "text" / "card_template.md"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -23,24 +24,26 @@ def standard_error(accuracy: float, count: int) -> float:
     return float((accuracy * (1 - accuracy) / count) ** 0.5)
 
 
-def _accuracies(table: Mapping[str, Mapping[str, float]], count: int) -> str:
+def _accuracies(
+    table: Mapping[str, Mapping[str, float]], count: int, tasks: tuple[str, ...] = TASKS
+) -> str:
     rows = []
     for name, scores in table.items():
         cells = [
-            f"{scores[task]:.3f} ± {standard_error(scores[task], count):.3f}" for task in TASKS
+            f"{scores[task]:.3f} ± {standard_error(scores[task], count):.3f}" for task in tasks
         ]
-        mean = sum(scores[task] for task in TASKS) / len(TASKS)
-        error = sum(standard_error(scores[task], count) ** 2 for task in TASKS) ** 0.5 / len(TASKS)
+        mean = sum(scores[task] for task in tasks) / len(tasks)
+        error = sum(standard_error(scores[task], count) ** 2 for task in tasks) ** 0.5 / len(tasks)
         own = name.partition("/")[2]
-        if own in TASKS:
-            cells[TASKS.index(own)] = f"**{cells[TASKS.index(own)]}**"
+        if own in tasks:
+            cells[tasks.index(own)] = f"**{cells[tasks.index(own)]}**"
         rows.append([name, *cells, f"{mean:.3f} ± {error:.3f}"])
-    return _table(["model", *TASKS, "mean"], rows)
+    return _table(["model", *tasks, "mean"], rows)
 
 
-def _training(records: Mapping[str, Mapping[str, Any]]) -> str:
-    head = ["checkpoint", "steps", "pictures a step", "peak learning rate", "seconds"]
-    keys = ("steps", "pictures_a_step", "learning_rate", "seconds")
+def _training(records: Mapping[str, Mapping[str, Any]], batch: str = "pictures_a_step") -> str:
+    head = ["checkpoint", "steps", batch.replace("_", " "), "peak learning rate", "seconds"]
+    keys = ("steps", batch, "learning_rate", "seconds")
     return _table(head, [[name, *(f"{of[key]:g}" for key in keys)] for name, of in records.items()])
 
 
@@ -55,18 +58,24 @@ def _forms() -> str:
     return head + "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _records(root: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: _read(root / name / "training.json") for name in names}
+
+
 def render(root: Path) -> str:
     """The card of the zoo built under `root`, from its measured.json and each checkpoint's
     training.json.
     """
-    measured = json.loads((root / "measured.json").read_text(encoding="utf-8"))
-    records = {
-        name: json.loads((root / name / "training.json").read_text(encoding="utf-8"))
-        for name in NAMES
-    }
+    measured, records = _read(root / "measured.json"), _records(root, NAMES)
     from evomerge.zoo import network, plan, store
 
-    weights = sum(path.stat().st_size for path in root.rglob("*.safetensors"))
+    weights = sum(
+        path.stat().st_size for name in NAMES for path in (root / name).glob("*.safetensors")
+    )
     filled = {
         "items": measured["items"],
         "search": SIZES["search"],
@@ -82,3 +91,28 @@ def render(root: Path) -> str:
         "minutes": round(sum(record["seconds"] for record in records.values()) / 60),
     }
     return _TEMPLATE.read_text(encoding="utf-8").format(**filled)
+
+
+def render_text(root: Path) -> str:
+    """The card of the text zoo built under `root / "text"`."""
+    from evomerge.zoo.text import items, model, plan
+
+    measured = _read(root / "text" / "measured.json")
+    records = _records(root, TEXT_NAMES)
+    weights = sum(path.stat().st_size for path in (root / "text").rglob("*.safetensors"))
+    forms = [
+        [task, ", ".join(plan.KNOWN[task]), ", ".join(f for f in of if f not in plan.KNOWN[task])]
+        for task, of in items.FORMS.items()
+    ]
+    filled = {
+        "items": measured["items"],
+        "search": items.SIZES["search"],
+        "held_out": items.SIZES["held_out"],
+        "accuracies": _accuracies(measured["accuracy"], measured["items"], TEXT_TASKS),
+        "training": _training(records, "questions_a_step"),
+        "forms": _table(["task", "the base is taught", "it hardly sees"], forms),
+        "parameters": f"{model.parameter_count():,}",
+        "megabytes": f"{weights / 1e6:.1f}",
+        "minutes": f"{sum(record['seconds'] for record in records.values()) / 60:.0f}",
+    }
+    return _TEXT_TEMPLATE.read_text(encoding="utf-8").format(**filled)

@@ -1,4 +1,6 @@
-"""The zoo measured: every model and four plain merges, on all held-out items of all five tasks."""
+"""The zoo measured: every model and four plain merges, on all held-out items of all five tasks;
+the text zoo likewise, with two plain merges.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,13 @@ import torch
 from torch import Tensor
 
 from evomerge.zoo import evaluate, items, store
-from evomerge.zoo.paths import TASKS
+from evomerge.zoo.paths import TASKS, TEXT_TASKS
+from evomerge.zoo.text import model as text_model
 
 Change = Mapping[str, Tensor]
 ARITHMETIC: Final = 0.3
 ROWS: Final = 2 + 2 * (len(TASKS) + 2)
+TEXT_ROWS: Final = 1 + len(TEXT_TASKS) + 2
 
 
 def full_change(base: Any, directory: Path) -> dict[str, Tensor]:
@@ -66,4 +70,24 @@ def measure(
     for name, make in rows.items():
         note(name)
         table[name] = score(make(), count)
+    return table
+
+
+def measure_text(
+    root: Path, count: int = items.SIZES["held_out"], note: Callable[[str], None] = lambda row: None
+) -> dict[str, dict[str, float]]:
+    """As `measure`, of the text zoo's checkpoints under `root / "text"`."""
+    base = store.load_model(root / "text" / "base")
+    changes = {task: full_change(base, root / "text" / task) for task in TEXT_TASKS}
+    rows: dict[str, tuple[list[dict[str, Tensor]], float]] = {
+        "text/base": ([], 0.0),
+        **{f"text/{task}": ([change], 1.0) for task, change in changes.items()},
+        "average": ([*changes.values()], 1 / len(TEXT_TASKS)),
+        f"task arithmetic {ARITHMETIC}": ([*changes.values()], ARITHMETIC),
+    }
+    table = {}
+    for name, (each, weight) in rows.items():
+        note(name)
+        model = moved(base, each, weight)
+        table[name] = {t: text_model.accuracy(model, t, "held_out", count) for t in TEXT_TASKS}
     return table

@@ -16,6 +16,8 @@ NAMES: Final = (
     *(f"full/{task}" for task in TASKS),
     *(f"lora/{task}" for task in TASKS),
 )
+TEXT_TASKS: Final = ("reverse", "sort", "shift", "add", "unique")
+TEXT_NAMES: Final = ("text/base", *(f"text/{task}" for task in TEXT_TASKS))
 
 
 def root() -> Path:
@@ -32,13 +34,13 @@ def is_reference(reference: str) -> bool:
 
 
 def resolve(reference: str) -> Path:
-    """The directory of a checkpoint such as "zoo:base", "zoo:full/vqa" or "zoo:lora/ocr".
+    """The directory of a checkpoint such as "zoo:base", "zoo:lora/ocr" or "zoo:text/sort".
 
     Raises ConfigError for a name that the zoo has not, or one whose files are missing.
     """
     name = reference.removeprefix(PREFIX)
-    if not is_reference(reference) or name not in NAMES:
-        known = ", ".join(PREFIX + each for each in NAMES)
+    if not is_reference(reference) or name not in NAMES + TEXT_NAMES:
+        known = ", ".join(PREFIX + each for each in NAMES + TEXT_NAMES)
         raise ConfigError(f"unknown zoo reference {reference!r}, expected one of: {known}")
     path = root() / name
     if not path.is_dir():

@@ -51,13 +51,13 @@ def base_course(seed: int, steps: int = 2000) -> Course:
 def expert_course(task: str, seed: int, steps: int = 600, rate: float = 4e-4) -> Course:
     """All question forms of one task, evenly."""
     shares = {task: dict.fromkeys(FORMS[task], 1.0)}
-    return Course(steps, rate, {task: 1.0}, shares, seed + 1 + TASKS.index(task), pictures=32)
+    return Course(steps, rate, {task: 1.0}, shares, seed + 1 + TASKS.index(task), batch=32)
 
 
 def mixture_course(seed: int, steps: int = 900, rate: float = 4e-4) -> Course:
     """All question forms of all tasks, evenly."""
     shares = {task: dict.fromkeys(FORMS[task], 1.0) for task in TASKS}
-    return Course(steps, rate, dict.fromkeys(TASKS, 1.0), shares, seed + 9, pictures=40)
+    return Course(steps, rate, dict.fromkeys(TASKS, 1.0), shares, seed + 9, batch=40)
 
 
 def adapter_course(task: str, seed: int, steps: int = 500, rate: float = 3e-3) -> Course:

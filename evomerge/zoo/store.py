@@ -48,7 +48,8 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _for_every_reader(directory: Path) -> None:
+def for_every_reader(directory: Path) -> None:
+    """Make the files of a checkpoint readable by every user of the machine."""
     for path in directory.iterdir():
         path.chmod(0o644)
 
@@ -69,27 +70,36 @@ def _add_video(directory: Path) -> None:
 
 def save_model(model: Any, directory: Path) -> None:
     """Write a complete Hugging Face directory; `model` itself is rounded to bfloat16."""
+    save_weights(model, directory, words.IDS, 4)
+    processor().save_pretrained(directory)
+    _add_video(directory)
+    for_every_reader(directory)
+
+
+def save_weights(model: Any, directory: Path, ids: Mapping[str, int], longest: int) -> None:
+    """Write the weights, rounded to bfloat16 in `model` too, and how it generates: greedily, up to
+    `longest` tokens.
+    """
     from transformers import GenerationConfig
 
     model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
     model.generation_config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=4,
-        eos_token_id=words.IDS[words.END],
-        pad_token_id=words.IDS[words.PAD],
+        max_new_tokens=longest,
+        eos_token_id=ids[words.END],
+        pad_token_id=ids[words.PAD],
     )
     model.save_pretrained(directory)
-    processor().save_pretrained(directory)
-    _add_video(directory)
-    _for_every_reader(directory)
 
 
 def load_model(directory: Path) -> Any:
     """A model of the zoo in float32 (its values are bfloat16's)."""
-    from transformers import Qwen2VLForConditionalGeneration
+    from transformers import LlamaForCausalLM, Qwen2VLForConditionalGeneration
 
-    return Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    kind = LlamaForCausalLM if config["model_type"] == "llama" else Qwen2VLForConditionalGeneration
+    return kind.from_pretrained(directory, dtype=torch.float32)
 
 
 def add_adapter(model: Any, seed: int) -> Any:
@@ -121,7 +131,7 @@ def save_adapter(adapted: Any, directory: Path) -> None:
     adapted.peft_config["default"].base_model_name_or_path = "zoo:base"
     adapted.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)
-    _for_every_reader(directory)
+    for_every_reader(directory)
 
 
 def adapter_change(directory: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""One training run: batches in, weights changed in place.
+"""One training run: losses of batches in, weights changed in place.
 
 A base is trained whole, its matrices by Muon and the rest by AdamW. An expert is trained by AdamW
 from the base, and only in the attention and MLP matrices of the language tower's decoder blocks.
@@ -22,9 +22,10 @@ from evomerge.zoo.muon import Muon
 class Course:
     """What one run is taught, and how.
 
-    `tasks` gives the share of pictures of each task, `shares` the share of each question form
-    within it. `rate` is the peak learning rate: linear warm-up, then half a cosine down to nothing
-    at step `horizon`, or at `steps` without one (a run may end before its horizon).
+    `batch` counts the pictures of a step (questions, where there are none); `tasks` gives the share
+    of each task among them, `shares` the share of each question form within it. `rate` is the peak
+    learning rate: linear warm-up, then half a cosine down to nothing at step `horizon`, or at
+    `steps` without one (a run may end before its horizon).
     """
 
     steps: int
@@ -32,7 +33,7 @@ class Course:
     tasks: Mapping[str, float]
     shares: batches.Shares
     seed: int
-    pictures: int = 40
+    batch: int = 40
     warmup: int = 50
     decay: float = 0.0
     whole: bool = False
@@ -41,7 +42,7 @@ class Course:
 
 def block_matrices(model: Any) -> list[nn.Parameter]:
     """The attention and MLP weight matrices of the language tower's decoder blocks, in order."""
-    layers = model.model.language_model.layers
+    layers = model.get_decoder().layers
     return [matrix for matrix in layers.parameters() if matrix.ndim == 2]
 
 
@@ -63,8 +64,10 @@ def _factor(course: Course, step: int) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * step / (course.horizon or course.steps)))
 
 
-def _loss(model: Any, batch: batches.Batch, whole: bool) -> Tensor:
-    with torch.set_grad_enabled(whole):
+def picture_loss(model: Any, course: Course, step: int) -> Tensor:
+    """The loss of the batch of one training step, all pictures new."""
+    batch = batches.draw_batch(course.shares, course.tasks, course.batch, course.seed, step)
+    with torch.set_grad_enabled(course.whole):
         features = network.see(model, batch.pixels)
     features = features.repeat_interleave(batches.TURNS, 0)
     return network.answer_loss(model, features, batch.tokens, batch.answers)
@@ -75,6 +78,7 @@ def run(
     course: Course,
     report: Callable[[int, float], bool] = lambda step, loss: False,
     first: int = 0,
+    loss_of: Callable[[Any, Course, int], Tensor] = picture_loss,
 ) -> int:
     """Train `model` (float32) in place, its parameters that require gradients; returns the steps
     taken.
@@ -90,8 +94,7 @@ def run(
         for one, rates in zip(optimisers, peaks, strict=True):
             for group, rate in zip(one.param_groups, rates, strict=True):
                 group["lr"] = rate * _factor(course, step)
-        batch = batches.draw_batch(course.shares, course.tasks, course.pictures, course.seed, step)
-        loss = _loss(model, batch, course.whole)
+        loss = loss_of(model, course, step)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
         for one in optimisers:

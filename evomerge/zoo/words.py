@@ -75,21 +75,30 @@ def prompt(question: str, image_tokens: int = 4) -> list[int]:
 
 
 def tokenizer() -> Any:
-    """A PreTrainedTokenizerFast over VOCABULARY: words are what stands between white space."""
+    """The tokenizer of every multimodal model of the zoo."""
+    return tokenizer_of(
+        IDS,
+        SPECIAL,
+        chat_template=CHAT_TEMPLATE,
+        extra_special_tokens={"image_token": IMAGE, "video_token": VIDEO},
+        model_max_length=128,
+    )
+
+
+def tokenizer_of(ids: dict[str, int], special: Iterable[str], **settings: Any) -> Any:
+    """A PreTrainedTokenizerFast over `ids`: words are what stands between white space."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(models.WordLevel(IDS, unk_token=UNKNOWN))
+    inner = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.add_special_tokens(list(SPECIAL))
+    inner.add_special_tokens(list(special))
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token=PAD,
         eos_token=END,
         unk_token=UNKNOWN,
-        extra_special_tokens={"image_token": IMAGE, "video_token": VIDEO},
-        chat_template=CHAT_TEMPLATE,
         padding_side="left",
-        model_max_length=128,
         clean_up_tokenization_spaces=False,
+        **settings,
     )

@@ -1,0 +1,3 @@
+"""The text zoo: a small Llama and experts on string and arithmetic tasks, and the code that made
+them.
+"""
