@@ -12,8 +12,11 @@ import numpy as np
 
 from evomerge.search.planned import FloatArray
 
-RIDGES = (1e-8, 1e-4, 1e-2, 1.0)
-"""Penalties tried, from none to strong; leave-one-out errors choose."""
+RIDGES = (1.0, 1e-1, 1e-2, 1e-4, 1e-8)
+"""Penalties tried on what differs from a constant, from strong to none."""
+
+_MILD = 5e-3
+_CLEARLY = 0.5  # left-out errors of nearly free fits are themselves noisy
 
 _STEPS = 12
 _MARGIN = 0.005  # scores are kept so far from 0 and 1, where the logit ends
@@ -60,15 +63,18 @@ def fit(genomes: FloatArray, scores: FloatArray) -> Quadratic:
 
     By Gauss-Newton steps in the score itself, from a constant. The published code fits without a
     penalty and so needs more points than coefficients; here the ridge of least leave-one-out error
-    is taken (in the linearised model), almost none where the points suffice. Scores within [0, 1],
+    is taken (in the linearised model), next to none only where that halves the squared error. Scores within [0, 1],
     such as accuracies, are fitted as they are; others are first put into the middle half of it.
     """
     low, width = _range(scores)
     target = np.clip((scores - low) / width, _MARGIN, 1.0 - _MARGIN)
     phi = features(genomes)
-    fits = [_fit(phi, target, ridge) for ridge in RIDGES]
-    best = min(range(len(fits)), key=lambda i: fits[i][1])
-    return Quadratic(fits[best][0], low, width)
+    best, least = _fit(phi, target, RIDGES[0])
+    for ridge in RIDGES[1:]:
+        found, error = _fit(phi, target, ridge)
+        if error < least * (_CLEARLY if ridge < _MILD else 1.0):
+            best, least = found, error
+    return Quadratic(best, low, width)
 
 
 def _range(scores: FloatArray) -> tuple[float, float]:
@@ -82,29 +88,29 @@ def _range(scores: FloatArray) -> tuple[float, float]:
 def _fit(phi: FloatArray, target: FloatArray, ridge: float) -> tuple[FloatArray, float]:
     """Coefficients and mean squared leave-one-out error."""
     middle = float(np.mean(target))
-    coefficients = np.zeros(phi.shape[1])
-    coefficients[0] = np.log(middle / (1.0 - middle))
-    loss = _loss(phi, target, coefficients, ridge)
+    constant = np.zeros(phi.shape[1])
+    constant[0] = np.log(middle / (1.0 - middle))
+    change, loss = np.zeros_like(constant), np.inf
     for _ in range(_STEPS):
-        slope, residual = _linearised(phi, target, coefficients)
+        slope, residual = _linearised(phi, target, constant + change)
         jacobian = slope[:, None] * phi
-        wanted = _solve(jacobian, residual + jacobian @ coefficients, ridge)
+        wanted = _solve(jacobian, residual + jacobian @ change, ridge)
         before, step = loss, 1.0
         while step > 1e-3:
-            moved = coefficients + step * (wanted - coefficients)
-            if (found := _loss(phi, target, moved, ridge)) < loss:
-                coefficients, loss = moved, found
+            moved = change + step * (wanted - change)
+            left = target - _sigmoid(phi @ (constant + moved))
+            found = float(left @ left + ridge * moved @ moved)
+            if found < loss:
+                change, loss = moved, found
                 break
             step /= 2.0
         if loss > before * (1.0 - 1e-4):
             break
-    slope, residual = _linearised(phi, target, coefficients)
-    return coefficients, float(np.mean((residual / _left_out(slope[:, None] * phi, ridge)) ** 2))
-
-
-def _loss(phi: FloatArray, target: FloatArray, coefficients: FloatArray, ridge: float) -> float:
-    residual = target - _sigmoid(phi @ coefficients)
-    return float(residual @ residual + ridge * coefficients @ coefficients)
+    slope, residual = _linearised(phi, target, constant + change)
+    jacobian = slope[:, None] * phi
+    wanted = _solve(jacobian, residual + jacobian @ change, ridge)
+    out = (residual + jacobian @ (change - wanted)) / _left_out(jacobian, ridge)
+    return constant + change, float(np.mean(out**2))
 
 
 def _linearised(
