@@ -147,7 +147,7 @@ class Run:
         self.number = 0
         self.committed = 0
         self.held: list[_Job] = []
-        self.members: list[tuple[tuple[float, float], racing.Member]] = []
+        self.raced: list[tuple[tuple[float, float], racing.Scored]] = []
 
     def references(self) -> None:
         for genome in self.bed.references.values():
@@ -245,16 +245,21 @@ class Run:
         values = {name: float(np.mean(job.seen[name][1])) for name in self.bed.objectives}
         scores = fitness(values)
         if self.level is not None:
-            self._join_front(job, scores)
+            self._enter(job, scores)
         self._timed(lambda: self.search.tell(job.candidate, job.genome, scores))
         return Scored(cost, job.genome, values)
 
-    def _join_front(self, job: _Job, scores: tuple[float, float]) -> None:
+    def _enter(self, job: _Job, scores: tuple[float, float]) -> None:
         items = {}
         for name, (at, seen) in job.seen.items():
             items[name] = np.array(seen)[np.argsort(at)].tolist()
-        every = [*self.members, (scores, items)]
-        self.members = [every[i] for i in front_order([s for s, _ in every])]
+        self.raced.append((scores, items))
+
+    def _front(self) -> tuple[list[racing.Scored], list[racing.Scored]]:
+        """Items of the front's members, and of the others that are fully scored."""
+        order = front_order([scores for scores, _ in self.raced])
+        rest = [items for i, (_, items) in enumerate(self.raced) if i not in order]
+        return [self.raced[i][1] for i in order], rest
 
     def _loses(self, job: _Job) -> bool:
         assert self.level is not None
@@ -262,8 +267,10 @@ class Run:
         aims = racing.aims_of(AIMS, (1.0, 1.0), dict.fromkeys(names, "maximise"))
         looks = len(rungs_of(len(self.blocks))) - 1
         look = looks - len(job.parts)
-        members = [items for _, items in self.members]
-        lost = racing.verdict(job.seen, self.bed.counts, members, aims, look, looks, self.level)
+        members, rest = self._front()
+        lost = racing.verdict(
+            job.seen, self.bed.counts, members, aims, look, looks, self.level, rest
+        )
         return lost is not None
 
     def _drop(self, job: _Job) -> None:
@@ -271,8 +278,7 @@ class Run:
         if self.guided:
             self._timed(lambda: self.search.fail(job.candidate))
             return
-        members = [items for _, items in self.members]
-        values = racing.estimate(job.seen, self.bed.counts, members)
+        values = racing.estimate(job.seen, self.bed.counts, *self._front())
         scores = fitness({name: value.value for name, value in values.items()})
         self._timed(lambda: self.search.tell(job.candidate, job.genome, scores))
 

@@ -8,18 +8,50 @@ from __future__ import annotations
 import json
 
 from benchmarks.search import asynchronous, overhead
+from benchmarks.search.drive import LEVEL
 from benchmarks.search.figures import DOCS
-from benchmarks.search.tables import beds, section
+from benchmarks.search.tables import beds, load, section
 
 PAGE = DOCS / "search-benchmark.md"
 BEGIN, END = "<!-- generated: python -m benchmarks.search.page -->", "<!-- end -->"
 
 
 def main() -> None:
-    text = "\n".join([*map(section, beds()), *_workers(), *_overhead()])
+    text = "\n".join([*map(section, beds()), *_racing(), *_workers(), *_overhead()])
     before, rest = PAGE.read_text("utf-8").split(BEGIN)
     after = rest.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+
+
+def _racing() -> list[str]:
+    """Of the runs in which something was dropped, all seeds of one algorithm together."""
+    rows = []
+    for bed in beds():
+        for name, runs in load(bed).items():
+            lines = [line for line in runs.lines.values() if line["dropped"]]
+            dropped = sum(line["dropped"] for line in lines)
+            if not dropped:
+                continue
+            whole = runs.items * sum(line["dropped"] + line["scored"] for line in lines)
+            saved = runs.items * dropped - sum(line["dropped_items"] for line in lines)
+            wrong = sum(line["false_drops"] for line in lines)
+            rows.append(
+                f"| {bed} | `{name}` | {len(lines)} | {dropped * runs.items / whole:.0%} "
+                f"| {saved / whole:.0%} | {wrong} of {dropped} |"
+            )
+    if not rows:
+        return []
+    return [
+        "### Racing",
+        "",
+        f"Level {LEVEL:g}. A drop is wrong if the candidate, fully scored afterwards, would be on "
+        "the final front. Items saved are of those that all its candidates have, without probes.",
+        "",
+        "| bed | search | seeds | dropped | items saved | wrongly dropped |",
+        "|---|---|---:|---:|---:|---:|",
+        *rows,
+        "",
+    ]
 
 
 def _workers() -> list[str]:

@@ -170,6 +170,7 @@ def _found(bed: Bed, record: drive.Record) -> dict[str, Any]:
         "scored": len(record.scored),
         "probes": record.probes,
         "dropped": len(record.dropped),
+        "dropped_items": sum(items for _, items in record.dropped),
         "false_drops": false_drops(bed, record) if record.dropped else 0,
         "spent": record.cost,
         "tokens": round(record.tokens),
