@@ -138,7 +138,7 @@ class Loop:
 
     def _inform_of_score(self, candidate: Candidate) -> None:
         assert candidate.scores is not None
-        if self.study.experiment.search.racing and not candidate.is_reference:
+        if self.study.experiment.search.racing:
             self._race.enter(candidate)
         if candidate.genome is None:
             return

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+
 from evomerge.engine.rungs import Rungs
 from evomerge.ledger.fold import Candidate, Scores
 from evomerge.ledger.results import vector
@@ -19,42 +21,44 @@ Form = Literal["mean", "exp", "other"]
 
 
 @dataclass(frozen=True)
-class _Member:
-    """A candidate on the front; its ``point`` is signed so that more is better.
+class _Scored:
+    """A fully scored candidate; its ``point`` is signed so that more is better.
 
     The mean of an objective's ``items`` is its value, or (form ``exp``) the logarithm of it.
     """
 
     candidate: Candidate
     point: tuple[float, ...]
-    items: Mapping[str, tuple[float, ...]]
+    items: Mapping[str, Any]  # arrays, float64
     forms: Mapping[str, Form]
+    weights: Mapping[str, tuple[float, ...]]
 
 
 @dataclass
 class Race:
-    """Follows the front of the proposed candidates, event by event, and judges by it.
+    """Follows what was fully scored, event by event, and judges by it what was not.
 
-    What it says is a function of the candidates that were entered, in their order. ``fitness``
-    makes of values by objective what a search is told.
+    Candidates are compared with the front of those that the search proposed; all others that were
+    scored, reference points too, help to predict the items that are not known yet. So a verdict is
+    a function of the candidates that were entered, in their order. ``fitness`` makes of values by
+    objective what a search is told.
     """
 
     rungs: Rungs
     fitness: Callable[[Mapping[str, float]], tuple[float, ...]]
-    _front: list[_Member] = field(default_factory=list)
+    _front: list[_Scored] = field(default_factory=list)
+    _others: list[_Scored] = field(default_factory=list)
 
     def enter(self, candidate: Candidate) -> None:
         """Takes a fully scored candidate into account."""
-        scores = candidate.scores
-        assert scores is not None
-        study = self.rungs.study
-        point = vector(scores, study.experiment.optimise, study.directions)
-        if any(_dominates(member.point, point) for member in self._front):
+        new = self._scored(candidate)
+        beaten = candidate.is_reference or any(_dominates(m.point, new.point) for m in self._front)
+        if beaten:
+            self._others = [*self._others, new][-racing.PREDICTORS :]
             return
-        items = {name: _linear(scores, name) for name in scores.items}
-        forms = {name: _form(scores.values[name].value, items[name]) for name in items}
-        kept = [member for member in self._front if not _dominates(point, member.point)]
-        self._front = [*kept, _Member(candidate, point, items, forms)]
+        lost = [m for m in self._front if _dominates(new.point, m.point)]
+        self._others = [*self._others, *lost][-racing.PREDICTORS :]
+        self._front = [*(m for m in self._front if not _dominates(new.point, m.point)), new]
 
     def verdict(self, candidate: Candidate) -> dict[str, Any] | None:
         """The body of the event that drops a candidate after a rung; None if it goes on.
@@ -70,22 +74,34 @@ class Race:
             for name, (positions, values) in known.items()
             if self._comparable(name, candidate.rungs, positions)
         }
-        members = [member.items for member in self._front]
+        members, others = ([s.items for s in scored] for scored in (self._front, self._others))
         look, looks = len(candidate.rungs) - 1, len(self.rungs.parts) - 1
         winner = racing.verdict(
-            seen, self._counts, members, self._aims, look, looks, settings.level
+            seen, self._counts, members, self._aims, look, looks, settings.level, others
         )
         if winner is None:
             return None
         by = self._front[winner].candidate
-        estimates = racing.estimate(seen, self._counts, members)
-        values = {name: self._value(name, found.value) for name, found in estimates.items()}
+        estimates = racing.estimate(seen, self._counts, members, others)
+        values = {name: self._value(name, float(found.value)) for name, found in estimates.items()}
         return {
             "reason": f"{by.label} dominates it at level {settings.level:g} after "
             f"{candidate.cost} of {self.rungs.size} items",
             "by": by.id,
             "told": list(self.fitness(values)),
         }
+
+    def _scored(self, candidate: Candidate) -> _Scored:
+        scores, study = candidate.scores, self.rungs.study
+        assert scores is not None
+        items = {name: _linear(scores, name) for name in scores.items}
+        return _Scored(
+            candidate,
+            vector(scores, study.experiment.optimise, study.directions),
+            {name: np.array(values) for name, values in items.items()},
+            {name: _form(scores.values[name].value, items[name]) for name in items},
+            scores.weights,
+        )
 
     @cached_property
     def _aims(self) -> tuple[racing.Aim, ...]:
@@ -97,23 +113,24 @@ class Race:
         return {o.name: len(o.items("search")) or 1 for o in self.rungs.study.objectives}
 
     def _comparable(self, name: str, rungs: Sequence[Seen], positions: Sequence[int]) -> bool:
-        """Whether an objective's items can be compared one by one with those of every member.
+        """Whether an objective's items can be compared one by one with those of the others.
 
         Their weights must be equal, and what is made of their mean must not change an aim.
         """
-        forms = {member.forms[name] for member in self._front}
+        scored = [*self._front, *self._others]
+        forms = {s.forms[name] for s in scored}
         alone = all(name not in aim.terms or len(aim.terms) == 1 for aim in self._aims)
-        units = _units(name, rungs)
-        return (forms == {"mean"} or (forms == {"exp"} and alone)) and all(
-            units == [own[i] if (own := _weights(m.candidate, name)) else 1.0 for i in positions]
-            for m in self._front
-        )
+        weights = {s.weights.get(name) for s in scored}
+        if len(weights) > 1 or not (forms == {"mean"} or (forms == {"exp"} and alone)):
+            return False
+        (known,) = weights
+        return _units(name, rungs) == [1.0 if known is None else known[i] for i in positions]
 
     def _scaled(
         self, name: str, positions: Sequence[int], values: Sequence[float]
     ) -> tuple[float, ...]:
         """A candidate's values in the scale of a member's ``items``."""
-        weights = _weights(self._front[0].candidate, name)
+        weights = self._front[0].weights.get(name)
         if weights is None:
             return tuple(values)
         scale = len(weights) / math.fsum(weights)
@@ -125,12 +142,6 @@ class Race:
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(a >= b for a, b in zip(one, other, strict=True))
-
-
-def _weights(candidate: Candidate, name: str) -> tuple[float, ...] | None:
-    """Of all items of an objective; None if they are 1."""
-    assert candidate.scores is not None
-    return candidate.scores.weights.get(name)
 
 
 def _units(name: str, rungs: Sequence[Seen]) -> list[float]:
