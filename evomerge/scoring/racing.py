@@ -32,7 +32,7 @@ Scored = Mapping[str, Sequence[float]]
 """By objective the values of all its N search items, in order; arrays are read fastest."""
 
 PREDICTORS = 64  # fully scored candidates in the regression, the latest of them
-_RIDGE = 3.0  # in items: as strong as so many on which predictors differ from the front's mean
+_RIDGE = 10.0  # in items: as strong as so many on which predictors differ from the front's mean
 _POOLED = 10.0  # items' worth of the variance of all objectives in that of each
 _CLEAR = 2.0  # standard errors above a bound, from where an objective cannot be below it
 
@@ -148,6 +148,8 @@ class _Predicted:
     mean: float
     variance: float
     freedom: float
+    favour: float = 0.0
+    """What one more item off by the whole range would add to it: no verdict hangs on one."""
 
 
 def _predict(
@@ -157,10 +159,11 @@ def _predict(
 
     For objective j of N items, n of them seen, with x the known answers (items, predictors) and b
     their mean over the front: mean(b) + mean_seen(y - b) + (mean(x - b) - mean_seen(x - b)) beta.
-    beta is the same for all objectives, by ridge regression within them. The variance is
-    (1 - n / N) s^2 / n, where s^2 comes from residuals of items left out, which pay for what the
-    regression has fitted. It is smoothed: by one more item that is off by the whole range of
-    values, as few items of 0 or 1 may agree by chance, and by that of all objectives.
+    beta is the same for all objectives, by ridge regression within them. Each seen item is also
+    predicted without it; what is wrong on average then is the regression's bias, and is taken off.
+    The variance is (1 - n / N) s^2 / n, with s^2 of those same errors, so that it pays for what was
+    fitted. As few items of 0 or 1 may agree by chance, s^2 is smoothed by one more item among all
+    objectives' that is off by the whole range of values, and by the s^2 of them all.
     """
     found: dict[str, _Predicted] = {}
     parts: list[_Part] = []
@@ -225,15 +228,20 @@ def _regress(parts: Sequence[_Part]) -> dict[str, _Predicted]:
     own = 1 - leverage
     with np.errstate(divide="ignore", invalid="ignore"):
         left_out = np.where(own > 1e-9, (y - x @ beta) / own, 1.0)
-    squares = [float((e**2).sum()) for e in np.split(left_out, np.cumsum(sizes)[:-1])]
+    ends = np.cumsum(sizes)[:-1]
+    errors, weights = np.split(left_out, ends), np.split(fit, ends, axis=1)
+    squares = [float((e**2).sum()) for e in errors]
     pooled = (math.fsum(squares) + 1) / (len(y) + 1)
     found = {}
-    for part, n, square in zip(parts, sizes, squares, strict=True):
-        variance = (square + _POOLED * pooled) / (n + _POOLED) * (1 - n / part.count) / n
+    for part, n, e, weight, square in zip(parts, sizes, errors, weights, squares, strict=True):
+        unseen = 1 - n / part.count
+        bias = float((e * (part.shift @ weight + 1 / n - 1)).mean()) * unseen if n > 1 else 0.0
+        variance = (square + _POOLED * pooled) / (n + _POOLED) * unseen / n
         found[part.name] = _Predicted(
-            part.mean + part.width * float(part.shift @ beta),
+            part.mean + part.width * (float(part.shift @ beta) - bias),
             part.width**2 * variance,
             max(1.0, n - 1 + min(_POOLED, len(y) - n)),
+            part.width * unseen / (len(y) + 1),
         )
     return found
 
@@ -266,7 +274,7 @@ def _score(terms: Mapping[str, float], predicted: Mapping[str, _Predicted], x: f
     if any(name not in predicted for name in terms):
         return math.inf
     parts = [(weight, predicted[name]) for name, weight in terms.items()]
-    gap = math.fsum(weight * p.mean for weight, p in parts) - x
+    gap = math.fsum(weight * p.mean + abs(weight) * p.favour for weight, p in parts) - x
     variances = [weight**2 * p.variance for weight, p in parts]
     variance = math.fsum(variances)
     if not variance:
