@@ -45,14 +45,22 @@ class Scored:
     values: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """A candidate that lost its race: after how many items, and how many were fully scored then."""
+
+    genome: Genome
+    items: int
+    before: int
+
+
 @dataclass
 class Record:
     """What one search did with its budget."""
 
     references: list[Scored] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
-    dropped: list[tuple[Genome, int]] = field(default_factory=list)
-    """Genomes that lost a race, and after how many items."""
+    dropped: list[Dropped] = field(default_factory=list)
     probes: int = 0
     cost: int = 0
     tokens: float = 0.0
@@ -220,7 +228,7 @@ class Run:
         elif self._loses(job):
             self.committed -= job.items
             items = sum(len(at) for at, _ in job.seen.values())
-            self.record.dropped.append((job.genome, items))
+            self.record.dropped.append(Dropped(job.genome, items, len(self.record.scored)))
             self._drop(job)
         else:
             self._schedule(job)

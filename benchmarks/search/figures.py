@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.search.tables import CHALLENGER, RIVALS, Runs, beds, load, median
+from benchmarks.search.tables import CHALLENGER, RIVALS, Runs, advantages, beds, load, median
 
 DOCS = Path(__file__).parents[2] / "docs"
 COLOURS = ("#3b75af", "#b07aa1", "#6a9f58", "#e1812c", "#8c6d4f")
@@ -32,7 +32,8 @@ def draw(bed: str, out: Path) -> Path:
     """Writes the figure of one bed."""
     pyplot = plotting()
     runs = {n: r for n, r in load(bed).items() if n in (*RIVALS, CHALLENGER)}
-    order = sorted(runs.values(), key=lambda r: -median(r.final().values()))
+    ahead = advantages(runs)
+    order = sorted(runs.values(), key=lambda r: -median(ahead[r.name] or [-np.inf]))
     best = [r.name for r in order if r.name in RIVALS][:SHOWN]
     colours = dict(zip(best, COLOURS, strict=False)) | {CHALLENGER: "#c03d3e"}
     panels = (("hypervolume", "hypervolume of (mean, min)"), ("best", "best mean"))

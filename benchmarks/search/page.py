@@ -35,17 +35,19 @@ def _racing() -> list[str]:
             whole = runs.items * sum(line["dropped"] + line["scored"] for line in lines)
             saved = runs.items * dropped - sum(line["dropped_items"] for line in lines)
             wrong = sum(line["false_drops"] for line in lines)
+            right = wrong + sum(line["entered"] for line in lines)
             rows.append(
                 f"| {bed} | `{name}` | {len(lines)} | {dropped * runs.items / whole:.0%} "
-                f"| {saved / whole:.0%} | {wrong} of {dropped} |"
+                f"| {saved / whole:.0%} | {wrong} of {right} ({wrong / max(right, 1):.1%}) |"
             )
     if not rows:
         return []
     return [
         "### Racing",
         "",
-        f"Level {LEVEL:g}. A drop is wrong if the candidate, fully scored afterwards, would be on "
-        "the final front. Items saved are of those that all its candidates have, without probes.",
+        f"Level {LEVEL:g}: of the candidates that belong on the front of their time at most that "
+        "share may be dropped; dropped ones were fully scored afterwards to know. Items saved are "
+        "of those that all candidates have, without probes.",
         "",
         "| bed | search | seeds | dropped | items saved | wrongly dropped |",
         "|---|---|---:|---:|---:|---:|",

@@ -24,8 +24,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.search import analytic, drive, rivals
-from benchmarks.search.bed import Bed, fitness
+from benchmarks.search.bed import Bed, all_positions, fitness
 from evomerge.errors import ConfigError, MissingDependency
+from evomerge.front import non_dominated
 from evomerge.search import make_search
 from evomerge.search.base import Measured, OptionValue, Search, SearchSettings
 
@@ -131,8 +132,8 @@ def make(bed: Bed, name: str, seed: int, budget: int, measured: Measured) -> Sea
 def run(bed_name: str, name: str, seed: int, budget: int, workers: int) -> dict[str, Any]:
     """One line of results."""
     bed = load_bed(bed_name, seed)
-    algorithm, _, race = name.partition("+")
-    if race not in ("", "racing"):
+    algorithm, _, racing = name.partition("+")
+    if racing not in ("", "racing"):
         raise ConfigError(f"algorithm {name!r}: expected +racing or nothing after the name")
     start = time.perf_counter()
     record = drive.drive(
@@ -140,7 +141,7 @@ def run(bed_name: str, name: str, seed: int, budget: int, workers: int) -> dict[
         lambda measured: make(bed, algorithm, seed, budget, measured),
         budget * bed.items,
         workers,
-        drive.LEVEL if race else None,
+        drive.LEVEL if racing else None,
     )
     wall = time.perf_counter() - start
     return {
@@ -170,8 +171,8 @@ def _found(bed: Bed, record: drive.Record) -> dict[str, Any]:
         "scored": len(record.scored),
         "probes": record.probes,
         "dropped": len(record.dropped),
-        "dropped_items": sum(items for _, items in record.dropped),
-        "false_drops": false_drops(bed, record) if record.dropped else 0,
+        "dropped_items": sum(d.items for d in record.dropped),
+        **(race(bed, record) if record.dropped else {}),
         "spent": record.cost,
         "tokens": round(record.tokens),
         "clock": round(record.clock),
@@ -180,18 +181,21 @@ def _found(bed: Bed, record: drive.Record) -> dict[str, Any]:
     }
 
 
-def false_drops(bed: Bed, record: drive.Record) -> int:
-    """Dropped candidates that, fully scored, nothing on the final front would dominate."""
-    from benchmarks.search.bed import all_positions
-    from evomerge.front import non_dominated
-
-    front = [fitness(s.values) for s in (*record.references, *record.scored)]
+def race(bed: Bed, record: drive.Record) -> dict[str, int]:
+    """How many candidates came on the front of their time, and how many a drop kept off it."""
+    start = [fitness(s.values) for s in record.references]
+    points = [fitness(s.values) for s in record.scored]
+    entered = sum(_enters(p, [*start, *points[:i]]) for i, p in enumerate(points))
     wrong = 0
-    for genome, _ in record.dropped:
-        items = bed.metric(genome, all_positions(bed))
+    for lost in record.dropped:
+        items = bed.metric(lost.genome, all_positions(bed))
         values = {name: sum(found) / len(found) for name, found in items.items()}
-        wrong += bool(non_dominated([*front, fitness(values)])[-1])
-    return wrong
+        wrong += _enters(fitness(values), [*start, *points[: lost.before]])
+    return {"entered": entered, "false_drops": wrong}
+
+
+def _enters(point: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+    return bool(non_dominated([*others, point])[-1])
 
 
 def _all(todo: Sequence[tuple[str, str, int, int, int]], jobs: int) -> Iterator[dict[str, Any]]:

@@ -74,10 +74,36 @@ def _curve(line: Mapping[str, Any]) -> Curve:
     return Curve(tuple(line["cost"]), tuple(line["hypervolume"]), tuple(line["best"]))
 
 
-def best_rival(runs: Mapping[str, Runs], what: str = "hypervolume") -> Runs | None:
-    """The rival of the largest median at the end."""
-    able = [r for n, r in runs.items() if n in RIVALS and len(r.curves) >= FEWEST]
-    return max(able, key=lambda r: median(r.final(what).values()), default=None)
+def advantages(
+    runs: Mapping[str, Runs], cost: float | None = None, what: str = "hypervolume"
+) -> dict[str, list[float]]:
+    """By algorithm and seed, its value less the mean of the field at that seed.
+
+    The field are the rivals that have the most seeds. Instances differ more than algorithms do, and
+    slow algorithms have fewer seeds, so values of different seeds are never compared themselves.
+    `cost` is in items, by default the whole budget.
+    """
+    most = max((len(r.curves) for n, r in runs.items() if n in RIVALS), default=0)
+    field = [r for n, r in runs.items() if n in RIVALS and len(r.curves) == most]
+    at = np.inf if cost is None else cost
+    common = set.intersection(*(set(r.curves) for r in field)) if field else set()
+    means = {s: float(np.mean([r.curves[s].at(at, what) for r in field])) for s in common}
+    return {
+        name: [c.at(at, what) - means[s] for s, c in r.curves.items() if s in means]
+        for name, r in runs.items()
+    }
+
+
+def best_rival(
+    runs: Mapping[str, Runs], cost: float | None = None, what: str = "hypervolume"
+) -> Runs | None:
+    """The rival of the largest median advantage over the field."""
+    able = {
+        name: median(found)
+        for name, found in advantages(runs, cost, what).items()
+        if name in RIVALS and len(found) >= FEWEST
+    }
+    return runs[max(able, key=lambda n: able[n])] if able else None
 
 
 def median(values: Iterable[float]) -> float:
@@ -128,7 +154,8 @@ class Duel:
     shares: tuple[float, ...]
     """By seed, the challenger's cost to reach the rival's final value, over the rival's cost."""
     tenths: tuple[tuple[float, str, float], ...]
-    """At each tenth of the budget: the challenger's median, the best rival there, its median."""
+    """At each tenth of the budget: the challenger's median, the best rival there, its median, over
+    the seeds that both have."""
     wins: int
     seeds: int
     p: float
@@ -143,7 +170,7 @@ def duel(
     The level to reach is the rival's final value: its median over seeds on a real bed (`shared`),
     that of the same instance on an analytic one. The rival's cost is the whole budget.
     """
-    mine, rival = runs.get(challenger), best_rival(runs, what)
+    mine, rival = runs.get(challenger), best_rival(runs, what=what)
     if mine is None or rival is None:
         return None
     finals = rival.final(what)
@@ -172,19 +199,18 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def _tenth(runs: Mapping[str, Runs], mine: Runs, k: int, what: str) -> tuple[float, str, float]:
     at = mine.items * mine.budget * k / 10
-    rivals_there = {
-        n: median(c.at(at, what) for c in r.curves.values())
-        for n, r in runs.items()
-        if n in RIVALS and len(r.curves) >= FEWEST
-    }
-    name = max(rivals_there, key=lambda n: rivals_there[n])
-    return median(c.at(at, what) for c in mine.curves.values()), name, rivals_there[name]
+    rival = best_rival(runs, at, what)
+    assert rival is not None
+    both = set(mine.curves) & set(rival.curves)
+    ours, theirs = (median(r.curves[s].at(at, what) for s in both) for r in (mine, rival))
+    return ours, rival.name, theirs
 
 
 def section(bed: str) -> str:
     """The Markdown of one bed."""
     runs, shared = load(bed), not bed.startswith("analytic-")
-    order = sorted(runs.values(), key=lambda r: -median(r.final().values()))
+    ahead = advantages(runs)
+    order = sorted(runs.values(), key=lambda r: -median(ahead[r.name] or [-np.inf]))
     levels = [levels_of(runs, share, shared) for share in LEVELS]
     heads = "".join(f" | to {share:.0%}" for share in LEVELS)
     lines = [
@@ -192,20 +218,21 @@ def section(bed: str) -> str:
         "",
         f"![anytime curves on {bed}](search-{bed}.png)",
         "",
-        f"| algorithm | seeds | hypervolume | area | best mean | held-out of it{heads} "
-        "| proposing, s |",
-        "|---|---:|---:|---:|---:|---:|" + "---:|" * (len(LEVELS) + 1),
+        "| algorithm | seeds | hypervolume | against the field | area | best mean "
+        f"| held-out of it{heads} | proposing, s |",
+        "|---|" + "---:|" * (len(LEVELS) + 7),
     ]
     for r in order:
         low, mid, high = quartiles(r.final().values())
         held = [line["held_out"]["best"][0] for line in r.lines.values()]
-        error = float(np.std(held, ddof=1) / len(held) ** 0.5) if len(held) > 1 else float("nan")
+        error = f" ± {np.std(held, ddof=1) / len(held) ** 0.5:.4f}" if len(held) > 1 else ""
         to = "".join(f" | {_cost(median(costs_to(r, level)))}" for level in levels)
         spent = median(line["proposing"] / _candidates(line) for line in r.lines.values())
         lines.append(
             f"| `{r.name}` | {len(r.curves)} | {mid:.4f} ({low:.4f}–{high:.4f}) "
+            f"| {median(ahead[r.name]):+.4f} "
             f"| {median(r.area()):.4f} | {median(r.final('best').values()):.4f} "
-            f"| {np.mean(held):.4f} ± {error:.4f}{to} | {spent:.2g} |"
+            f"| {np.mean(held):.4f}{error}{to} | {spent:.2g} |"
         )
     return "\n".join([*lines, "", *_duel_lines(runs, shared), ""])
 

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from benchmarks.search.bed import Bed, Positions, Values
-from benchmarks.search.drive import Curve, blocks_of, chosen, curve, drive, rungs_of
+from benchmarks.search.drive import (
+    Curve,
+    Dropped,
+    Record,
+    blocks_of,
+    chosen,
+    curve,
+    drive,
+    rungs_of,
+)
+from benchmarks.search.run import race
 from evomerge.search.base import Evidence, Genome, Look, Measured
 from evomerge.search.testing import FakeSearch
 from evomerge.space import Gene
@@ -120,10 +130,14 @@ def test_races_end_early_for_what_the_front_beats_and_for_nothing_else() -> None
     search = FakeSearch(genomes(0.0, 0.9, 0.1, 0.95))
     record = drive(bed(), lambda _: search, budget=400, level=0.05)
 
-    assert [g for g, _ in record.dropped] == genomes(0.0, 0.1)
-    assert all(items in (10, 25, 50) for _, items in record.dropped)
+    assert [d.genome for d in record.dropped] == genomes(0.0, 0.1)
+    assert all(d.items in (10, 25, 50) for d in record.dropped)
+    assert [d.before for d in record.dropped] == [0, 1]
     assert [s.genome for s in record.scored] == genomes(0.9, 0.95)
-    assert record.cost == 200 + sum(items for _, items in record.dropped)
+    assert race(bed(), record) == {"entered": 2, "false_drops": 0}
+    wrong = Record(record.references, record.scored[:1], [Dropped((0.95,), 50, 1)])
+    assert race(bed(), wrong) == {"entered": 1, "false_drops": 1}
+    assert record.cost == 200 + sum(d.items for d in record.dropped)
     estimates = {c.candidate: c.scores for c in search.calls if c.kind == "tell"}
     assert estimates[2][0] < 0.2  # what the score would be
 
