@@ -59,7 +59,7 @@ def _row(run: Path) -> dict[str, Any]:
     return {
         **empty,
         "search": view.study["experiment"]["search"]["algorithm"],
-        "scored": sum(c.status == "scored" for c in view.state.searched()),
+        "scored": view.state.ended("scored"),
         "front": len(view.front()),
         "best": _best(view),
         "state": view.state.finished or "not finished",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -21,6 +21,7 @@ def status(
 
     from rich.console import Console
 
+    from evomerge.ledger.fold import Status
     from evomerge.report.live import Watch, live_view
 
     seen = Watch(run)
@@ -38,10 +39,7 @@ def status(
                 "name": view.name,
                 "phase": seen.phase(),
                 "finished": state.finished,
-                "candidates": {
-                    status: sum(c.status == status for c in state.searched())
-                    for status in ("pending", "scored", "failed")
-                },
+                "candidates": {status: state.ended(status) for status in get_args(Status)},
                 "budget": {name: [used, limit] for name, used, limit in seen.spent()},
                 "hypervolume": view.hypervolume(),
                 "front": [c.id for c in view.front()],

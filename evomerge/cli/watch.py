@@ -106,7 +106,7 @@ def _picture(seen: Watch, console: Console) -> RenderableType:
 
 
 class _Lines:
-    """One plain line for every candidate whose scoring has ended."""
+    """One plain line for every candidate whose scoring has ended; probes are not scored."""
 
     def __init__(self, seen: Watch, console: Console, new_only: bool = True) -> None:
         self._seen, self._console = seen, console
@@ -127,5 +127,5 @@ class _Lines:
 
     def _ended(self) -> Iterator[tuple[int, str, bool]]:
         for candidate in self._seen.state.candidates.values():
-            if candidate.status != "pending":
+            if candidate.status not in ("pending", "probed"):
                 yield candidate.id, candidate.status, candidate.held_out is not None

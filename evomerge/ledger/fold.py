@@ -126,6 +126,10 @@ class State:
     def searched(self) -> list[Candidate]:
         return [c for c in self.candidates.values() if not c.is_reference]
 
+    def ended(self, status: Status) -> int:
+        """How many of what the search proposed ended like this."""
+        return sum(c.status == status for c in self.candidates.values() if not c.is_reference)
+
     def scored(self) -> list[Candidate]:
         return [c for c in self.candidates.values() if c.status == "scored"]
 

@@ -40,7 +40,7 @@ def candidate_card(
     ]
     about = (
         f"Candidate {candidate.label} of the evomerge study `{view.name}`, which scored "
-        f"{sum(c.status == 'scored' for c in view.state.searched())} candidates with "
+        f"{view.state.ended('scored')} candidates with "
         f"`{view.study['experiment']['search']['algorithm']}`."
     )
     scores = "\n".join(

@@ -179,7 +179,7 @@ def _hypervolume(summary: Summary) -> Figure | None:
     axes.step(
         [s.evaluations for s in steps], [s.hypervolume for s in steps], where="post", color=FRONT
     )
-    axes.set_xlabel("candidates scored")
+    axes.set_xlabel("full evaluations")
     axes.set_ylabel("hypervolume (search split)")
     axes.set_title(summary.view.name)
     return figure

@@ -11,16 +11,20 @@ from evomerge.front import hypervolume
 from evomerge.ledger.events import Event
 from evomerge.ledger.fold import Scores, State
 from evomerge.ledger.results import vector
+from evomerge.ledger.seen import Seen
 
 STAGES = ("reference points", "candidates", "held-out split")
 
 
 @dataclass(frozen=True)
 class Step:
-    """The state of the search after one more scored candidate; all but ``candidate`` are sums."""
+    """The state of the search after one more scored candidate; all but ``candidate`` are sums.
+
+    ``evaluations`` are full ones: parts of candidates count as what they are of a whole.
+    """
 
     candidate: int
-    evaluations: int
+    evaluations: float
     items: int
     seconds: float  # of driver time, reference points included
     hypervolume: float
@@ -28,19 +32,38 @@ class Step:
 
 @dataclass
 class Spent:
-    """What one stage took: sums over its evaluations; seconds of workers by what they did."""
+    """What one stage took: sums over its evaluations; seconds of workers by what they did.
+
+    ``evaluations`` are whole ones, and ``parts`` those of some items only.
+    """
 
     evaluations: int = 0
+    parts: int = 0
     items: int = 0
     tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, scores: Scores) -> None:
-        """Takes one evaluation into account."""
+    def add(self, scores: Scores, rungs: Iterable[Seen] = ()) -> None:
+        """Takes one evaluation into account, but for its rungs, which were taken before."""
         self.evaluations += 1
-        self.items += sum(len(items) for items in scores.items.values())
-        self.tokens += scores.tokens
-        for name, seconds in scores.timing.items():
+        self._count(sum(len(items) for items in scores.items.values()), scores.tokens)
+        self._time(scores.timing)
+        for seen in rungs:
+            self._count(-seen.size, -seen.tokens)
+            self._time({name: -seconds for name, seconds in seen.timing.items()})
+
+    def add_part(self, seen: Seen) -> None:
+        """Takes a part into account."""
+        self.parts += 1
+        self._count(seen.size, seen.tokens)
+        self._time(seen.timing)
+
+    def _count(self, items: int, tokens: int) -> None:
+        self.items += items
+        self.tokens += tokens
+
+    def _time(self, timing: Mapping[str, float]) -> None:
+        for name, seconds in timing.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
@@ -78,15 +101,18 @@ def history(events: Iterable[Event], optimise: Optimise, directions: Mapping[str
         sessions.add(event.session)
         times.append(event.time)
         lost += event.kind == "lost"
-        if event.kind not in ("scored", "held_out") or event.candidate is None:
+        if event.kind not in ("seen", "scored", "held_out") or event.candidate is None:
             continue
         candidate = state.candidates[event.candidate]
         stage = STAGES[2] if event.kind == "held_out" else STAGES[not candidate.is_reference]
+        if event.kind == "seen":
+            stages[stage].add_part(candidate.seen[-1])
+            continue
         scores = candidate.held_out if event.kind == "held_out" else candidate.scores
         assert scores is not None
-        stages[stage].add(scores)
+        stages[stage].add(scores, candidate.rungs if event.kind == "scored" else ())
         if stage == STAGES[1]:
-            done = len(steps) + 1
+            done = state.evaluations - state.failed
             reached = volume.with_(scores)
             steps.append(Step(candidate.id, done, state.items, state.seconds, reached))
     return History(tuple(steps), stages, state.seconds, len(sessions), lost, times[0], times[-1])

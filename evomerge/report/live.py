@@ -20,7 +20,7 @@ from evomerge.report.history import Volume
 from evomerge.report.terminal import best_table, format_seconds, scatter, show
 from evomerge.report.view import View, view_of
 
-RECENT = 20  # scored candidates that the pace is taken from
+RECENT = 20  # evaluations that the pace is taken from
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _WIDE = 140  # columns from which charts stand side by side
 
@@ -33,7 +33,7 @@ class Watch:
     state: State = field(default_factory=State)
     volumes: list[float] = field(default_factory=list)  # after every scored candidate
     asked: dict[int, float] = field(default_factory=dict)  # when each candidate was asked for
-    scored: list[float] = field(default_factory=list)  # when each was scored, in this session
+    done: list[tuple[float, float]] = field(default_factory=list)  # when how much was evaluated
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the last session: budget, pool
     _volume: Volume | None = None
     _read: int = 0
@@ -56,14 +56,15 @@ class Watch:
     def _apply(self, event: Event) -> None:
         self.state.apply(event)
         if event.session != self._session:
-            self._session, self.scored = event.session, []
+            self._session, self.done = event.session, []
         if event.candidate is None:
             return
         candidate = self.state.candidates[event.candidate]
         if event.kind == "asked":
             self.asked[candidate.id] = event.time
+        if event.kind in ("seen", "scored") and not candidate.is_reference:
+            self.done.append((event.time, self.state.evaluations - self.state.failed))
         if event.kind == "scored" and not candidate.is_reference:
-            self.scored.append(event.time)
             assert candidate.scores is not None
             if self._volume is None:
                 view = view_of(self.state)
@@ -76,11 +77,9 @@ class Watch:
 
     @property
     def pace(self) -> float | None:
-        """Candidates a second, lately; None before the second one of this session."""
-        recent = self.scored[-RECENT:]
-        if len(recent) < 2 or recent[-1] <= recent[0]:
-            return None
-        return (len(recent) - 1) / (recent[-1] - recent[0])
+        """Full evaluations a second, lately; None before the second one of this session."""
+        (first, before), *_, (last, now) = self.done[-RECENT:] if self.done[1:] else [(0, 0)] * 2
+        return (now - before) / (last - first) if last > first else None
 
     def phase(self) -> str:
         """What the study is doing."""
@@ -97,7 +96,7 @@ class Watch:
     def spent(self) -> list[tuple[str, float, float]]:
         """(what, used, limit) of every limit of the budget."""
         used = {
-            "candidates": sum(c.status != "pending" for c in self.state.searched()),
+            "candidates": self.state.evaluations,
             "items": self.state.items,
             "tokens": self.state.tokens,
             "hours": self.state.seconds / 3600,
@@ -107,8 +106,8 @@ class Watch:
 
     def left(self) -> float | None:
         """Seconds until the budget is spent at the present pace; None if it cannot be told."""
-        pace, done = self.pace, len(self.volumes)
-        if pace is None or not done or self.state.finished:
+        pace, done = self.pace, self.state.evaluations - self.state.failed
+        if not pace or not done or self.state.finished:
             return None
         rates = {
             "candidates": pace,
@@ -163,6 +162,9 @@ def _head(watch: Watch, view: View, width: int) -> Text:
     left = watch.left()
     if left is not None:
         facts.append(f"about {format_seconds(left)} left")
+    for status in ("dropped", "probed"):
+        if count := state.ended(status):
+            facts.append(f"{count} {status}")
     facts.append(f"hypervolume {watch.volumes[-1] if watch.volumes else 0:.4f}")
     text.append(", ".join(facts))
     return text
@@ -236,7 +238,7 @@ def plain_line(watch: Watch, candidate: Candidate) -> str:
     values = [f"{n} {show(view.value(candidate, n, split))}" for n in view.optimise.names]  # type: ignore[arg-type]
     left = watch.left()
     tail = "" if left is None else f", about {format_seconds(left)} left"
-    what = candidate.reason or ", ".join(values)
+    what = ", ".join(values) if candidate.scores else candidate.reason
     return f"{candidate.label} {split.replace('_', '-')}: {what}{tail}"
 
 

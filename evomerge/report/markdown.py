@@ -37,12 +37,16 @@ def markdown(summary: Summary, run: Path) -> str:
 
 def _lead(summary: Summary) -> str:
     view = summary.view
-    scored = sum(c.status == "scored" for c in view.state.searched())
+    scored = view.state.ended("scored")
     search = view.study["experiment"]["search"]
     text = (
         f"{scored} candidates of {view.space.dimension} genes scored by {search['algorithm']}; "
         f"{len(summary.front)} on the front."
     )
+    if dropped := view.state.ended("dropped"):
+        text += f" {dropped} more were dropped when a part of their items showed them dominated."
+    if probed := view.state.ended("probed"):
+        text += f" {probed} were only probed."
     if summary.knee is not None:
         name = view.optimise.names[0]
         value = show(view.value(summary.knee, name, summary.split))
@@ -75,9 +79,9 @@ def _progress(summary: Summary) -> str:
     chosen = sorted({round(i * (len(steps) - 1) / 10) for i in range(11)})
     rows = []
     for step in (steps[i] for i in chosen):
-        spent = [f"{step.evaluations}", f"{step.items}", f"{step.seconds:.1f}"]
+        spent = [f"{step.evaluations:.4g}", f"{step.items}", f"{step.seconds:.1f}"]
         rows.append([f"#{step.candidate}", *spent, f"{step.hypervolume:.4f}"])
-    return _table(["candidate", "scored", "items", "seconds", "hypervolume"], rows)
+    return _table(["candidate", "evaluations", "items", "seconds", "hypervolume"], rows)
 
 
 def _importance(summary: Summary) -> str:
@@ -117,7 +121,7 @@ def _cost(summary: Summary) -> str:
             *(f"{spent.seconds.get(part, 0.0):.1f}" for part in parts),
         ]
         for stage, spent in history.stages.items()
-        if spent.evaluations
+        if spent.evaluations or spent.parts
     ]
     table = _table(["", "evaluations", "items", "tokens", *(f"{p}, s" for p in parts)], rows)
     waiting = (

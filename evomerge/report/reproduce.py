@@ -14,8 +14,8 @@ def experiment_yaml(view: View) -> str:
     """An experiment file that runs the same study: same sources, space, data, search and seed."""
     written: dict[str, Any] = dict(view.study["experiment"])
     written["objectives"] = [_objective(entry) for entry in written["objectives"]]
-    searched = max(1, len(view.state.searched()))
-    written["budget"] = {"candidates": searched}
+    under_way = sum(not c.is_reference for c in view.state.pending())
+    written["budget"] = {"candidates": max(1, int(view.state.evaluations) + under_way)}
     return yaml.safe_dump(_without_none(written), sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -46,7 +46,7 @@ class Mirror:
         self._watch.update()
         view = self._watch.view()
         for candidate in self._watch.state.candidates.values():
-            if candidate.status == "pending" or candidate.id in self._told:
+            if candidate.status in ("pending", "probed") or candidate.id in self._told:
                 continue
             self._told.add(candidate.id)
             if candidate.genome is not None:
@@ -58,9 +58,10 @@ class Mirror:
         scored = candidate.scores is not None
         names = view.optimise.names
         values = [v.value for n in names if (v := view.value(candidate, n)) is not None]
-        state = self._optuna.trial.TrialState
+        states = self._optuna.trial.TrialState
+        ends = {"scored": states.COMPLETE, "dropped": states.PRUNED, "failed": states.FAIL}
         return self._optuna.trial.create_trial(
-            state=state.COMPLETE if scored else state.FAIL,
+            state=ends[candidate.status],
             values=values if scored else None,
             params=view.space.decode(candidate.genome),
             distributions=self.distributions,

@@ -14,7 +14,7 @@ import numpy as np
 
 from evomerge import __version__
 from evomerge.front import hypervolume
-from evomerge.ledger.fold import Candidate
+from evomerge.ledger.fold import Candidate, Status
 from evomerge.ledger.results import Split, vector
 from evomerge.report.html.items import items_payload
 from evomerge.report.html.packing import genomes, pack
@@ -23,18 +23,23 @@ from evomerge.report.summary import Summary
 from evomerge.report.view import View
 
 GENOMES = 1_300_000  # bytes of all genomes; beyond it they are stored more coarsely
+IN_PART: tuple[Status, ...] = ("dropped", "probed")
 Payload = dict[str, Any]
 
 
 def payload(summary: Summary, run: Path, with_examples: bool) -> Payload:
-    """The page's data. Candidates are rows, in the order of the ledger; ``ids`` names them."""
+    """The page's data. Candidates are rows, in the order of the ledger; ``ids`` names them.
+
+    Those that were only seen in part are none: they are counted.
+    """
     view = summary.view
-    candidates = list(view.state.candidates.values())
+    candidates = [c for c in view.state.candidates.values() if c.status not in IN_PART]
     return {
         "name": view.name,
         "run": str(run),
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "finished": view.state.finished,
+        "in_part": {status: n for status in IN_PART if (n := view.state.ended(status))},
         "version": __version__,
         "columns": _columns(summary),
         "optimise": {
@@ -126,7 +131,7 @@ def _history(summary: Summary) -> dict[str, Any]:
     ]
     return {
         "candidates": [step.candidate for step in history.steps],
-        "evaluations": [step.evaluations for step in history.steps],
+        "evaluations": [round(step.evaluations, 2) for step in history.steps],
         "items": [step.items for step in history.steps],
         "seconds": [round(step.seconds, 2) for step in history.steps],
         "hypervolume": [float(f"{step.hypervolume:.7g}") for step in history.steps],

@@ -37,6 +37,8 @@ function overview() {
 function tiles(knee, split) {
   const volume = past.hypervolume[past.hypervolume.length - 1];
   const failed = rows.filter((row) => data.candidates.status[row] === "failed").length;
+  const seen = Object.entries(data.in_part).map(([status, number]) => `${number} ${status}`);
+  const points = `${references.length} reference points`;
   const items = Object.values(past.stages).reduce((sum, stage) => sum + stage.items, 0);
   const shown =
     knee === null
@@ -61,7 +63,7 @@ function tiles(knee, split) {
       show(volume),
       past.static === null ? "" : `reference points alone ${show(past.static)}`,
     ],
-    ["scored", count(searched.length), `${failed} failed, ${references.length} reference points`],
+    ["scored", count(searched.length), [...seen, `${failed} failed`, points].join(", ")],
     ["items answered", count(items), "all splits, references included"],
     ["wall time", duration(past.wall), plural(past.sessions, "session")],
   ];
@@ -77,7 +79,9 @@ const partTitles = {
 };
 
 function cost() {
-  const stages = Object.entries(past.stages).filter(([, stage]) => stage.evaluations);
+  const stages = Object.entries(past.stages).filter(
+    ([, stage]) => stage.evaluations || stage.parts,
+  );
   const parts = [
     ...new Set(stages.flatMap(([, stage]) => Object.keys(stage.seconds))),
   ].sort((a, b) => Object.keys(partTitles).indexOf(a) - Object.keys(partTitles).indexOf(b));
@@ -111,7 +115,7 @@ function cost() {
           count(stage.items),
           count(stage.tokens),
           ...parts.map((part) => duration(seconds[part])),
-          duration(sum / stage.evaluations),
+          stage.parts ? "" : duration(sum / stage.evaluations),
         ];
       }),
     ),

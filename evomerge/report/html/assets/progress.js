@@ -2,7 +2,7 @@
 const past = data.history;
 
 const spentTitles = {
-  evaluations: "candidates scored",
+  evaluations: "full evaluations",
   items: "items answered",
   seconds: "wall time",
 };
@@ -78,7 +78,7 @@ function stepChart(host, width, title, values, levels, dots) {
       [
         `#${past.candidates[i]}`,
         `${title} ${show(values[i])} so far`,
-        `${plural(past.evaluations[i], "candidate")}, ${plural(past.items[i], "item")}, ${duration(past.seconds[i])}`,
+        `${plural(past.evaluations[i], "evaluation")}, ${plural(past.items[i], "item")}, ${duration(past.seconds[i])}`,
       ],
       event.clientX,
       event.clientY,
@@ -171,7 +171,7 @@ function progressTable() {
     table(
       [
         "candidate",
-        "scored",
+        "evaluations",
         "items",
         "time",
         "hypervolume",
@@ -200,7 +200,7 @@ function startProgress() {
     segments(
       "Over",
       [
-        ["evaluations", "candidates"],
+        ["evaluations", "evaluations"],
         ["items", "items"],
         ["seconds", "wall time"],
       ],
