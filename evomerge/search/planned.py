@@ -137,11 +137,11 @@ class PlannedSearch:
 
 
 def growing(batch: int) -> Callable[[int, int], int]:
-    """Rounds of ``batch`` points, and of a twentieth of what is told once that is more.
+    """Rounds of ``batch`` points, and of a fiftieth of what is told once that is more.
 
     A round then costs the less a point the more there is to fit.
     """
-    return lambda number, told: max(batch, told // 20)
+    return lambda number, told: max(batch, told // 50)
 
 
 def generator(seed: int, *path: int) -> np.random.Generator:

@@ -63,8 +63,9 @@ def fit(genomes: FloatArray, scores: FloatArray) -> Quadratic:
 
     By Gauss-Newton steps in the score itself, from a constant. The published code fits without a
     penalty and so needs more points than coefficients; here the ridge of least leave-one-out error
-    is taken (in the linearised model), next to none only where that halves the squared error. Scores within [0, 1],
-    such as accuracies, are fitted as they are; others are first put into the middle half of it.
+    is taken (in the linearised model), next to none only where that halves the squared error.
+    Scores within [0, 1], such as accuracies, are fitted as they are; others are first put into the
+    middle half of it.
     """
     low, width = _range(scores)
     target = np.clip((scores - low) / width, _MARGIN, 1.0 - _MARGIN)

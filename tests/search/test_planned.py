@@ -96,7 +96,7 @@ def test_a_replay_of_another_design_is_refused() -> None:
 
 
 def test_rounds_grow_with_what_is_told() -> None:
-    assert [growing(10)(0, told) for told in (4, 200, 2000)] == [10, 10, 100]
+    assert [growing(10)(0, told) for told in (4, 500, 2000)] == [10, 10, 40]
 
 
 def test_spread_takes_the_ends_first_and_keeps_away() -> None:
