@@ -268,8 +268,8 @@ def _doubt(aim: Aim, predicted: Mapping[str, _Predicted], x: float) -> float:
 def _score(terms: Mapping[str, float], predicted: Mapping[str, _Predicted], x: float) -> float:
     """How far a weighted sum of values is above `x`, in standard errors, as a normal score.
 
-    From Student's t by Abramowitz and Stegun 26.7.8, with Satterthwaite's freedom. +inf where some
-    objective is not predicted.
+    From Student's t with Satterthwaite's freedom, by Wallace 1959 (Annals of Mathematical
+    Statistics 30, 1121). +inf where some objective is not predicted.
     """
     if any(name not in predicted for name in terms):
         return math.inf
@@ -282,8 +282,8 @@ def _score(terms: Mapping[str, float], predicted: Mapping[str, _Predicted], x: f
     freedom = variance**2 / math.fsum(
         v**2 / p.freedom for v, (_, p) in zip(variances, parts, strict=True)
     )
-    t = gap / math.sqrt(variance)
-    return t * (1 - 1 / (4 * freedom)) / math.sqrt(1 + t * t / (2 * freedom))
+    spread = math.sqrt(freedom * math.log1p(gap**2 / variance / freedom))
+    return math.copysign((8 * freedom + 1) / (8 * freedom + 3) * spread, gap)
 
 
 def _chi_square(x: float, freedom: int) -> float:
