@@ -148,11 +148,21 @@ def kill_after(study: Study, directory: Path, after_events: int) -> None:
     os.close(reader)
 
 
-@pytest.mark.parametrize("algorithm", ["gp", "tpe", "de", "nsga2", "qmc"])
+SHORT = {  # so that ten candidates see their models
+    "map": {"samples": 4, "batch": 3},
+    "map-bayesian": {"samples": 4, "batch": 2, "updates": 1},
+    "map-nested": {"samples": 3, "batch": 2},
+    "mm-mo": {"startup": 4, "batch": 3},
+    "demix": {"samples": 4, "batch": 3, "pool": 100},
+}
+
+
+@pytest.mark.parametrize("algorithm", ["gp", "tpe", "de", "nsga2", "qmc", *SHORT])
 def test_every_kind_of_search_resumes_exactly(
     workspace: Path, tmp_path: Path, algorithm: str
 ) -> None:
-    study = open_study(small_experiment(workspace, search={"algorithm": algorithm, "seed": 1}))
+    search = {"algorithm": algorithm, "seed": 1, "options": SHORT.get(algorithm, {})}
+    study = open_study(small_experiment(workspace, search=search))
     run(study, tmp_path / "whole")
     kill_after(study, tmp_path / "killed", after_events=23)
     run(study, tmp_path / "killed")
