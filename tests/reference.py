@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from evomerge.backends.config import FakeConfig, ServerConfig, TransformersConfig, VllmConfig
 from evomerge.cli.main import app
-from evomerge.config import Budget, Direction, Optimise, PoolConfig, SearchConfig, _File
+from evomerge.config import Budget, Direction, Optimise, PoolConfig, Racing, SearchConfig, _File
 from evomerge.search.base import ALGORITHMS
 from evomerge.space import GeneSpec, Grouping, SpaceSpec
 
@@ -27,6 +27,7 @@ MODELS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("space: genes: NAME", GeneSpec),
     ("optimise", Optimise),
     ("search", SearchConfig),
+    ("search: racing", Racing),
     ("budget", Budget),
     ("backend: {name: transformers}", TransformersConfig),
     ("backend: {name: vllm}", VllmConfig),
@@ -118,7 +119,7 @@ def _shown(annotation: Any) -> str:
     inner = get_args(annotation)
     origin = str(getattr(annotation, "__origin__", ""))
     if "Literal" in origin or name == "Literal":
-        return ", ".join(f"`{each}`" for each in inner)
+        return ", ".join(f"`{json.dumps(each).strip(chr(34))}`" for each in inner)
     if inner and ("Union" in origin or "Union" in str(type(annotation))):
         kept = [i for i in inner if i is not type(None)]
         return " or ".join(dict.fromkeys(_shown(i) for i in kept))

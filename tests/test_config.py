@@ -192,6 +192,16 @@ def test_signs_and_reference_follow_the_names() -> None:
     assert optimise.reference_point == (0.0, -1.0, 50.0)
 
 
+def test_older_ledgers_know_nothing_of_racing(load) -> None:
+    search = load().model_dump(mode="json")["search"]
+    without = load(search={**search, "racing": False})
+
+    assert "racing" not in load().identity()["search"]
+    assert json.dumps(without.identity()) == json.dumps(load().identity())
+    raced = load(search={**search, "racing": {}}).identity()["search"]
+    assert raced["racing"] == {"level": 0.05}
+
+
 def test_the_identity_ignores_budget_and_pool(load) -> None:
     usual = json.dumps(load().identity())
     assert json.dumps(load(budget={"hours": 3}).identity()) == usual
@@ -210,6 +220,7 @@ def test_the_identity_ignores_budget_and_pool(load) -> None:
         {"optimise": {"maximise": ["mean"]}},
         {"search": {"algorithm": "cma", "seed": 1}},
         {"search": {"algorithm": "cma", "options": {"population": 5}}},
+        {"search": {"algorithm": "cma", "racing": {"level": 0.1}}},
         {"backend": {"dtype": "bfloat16"}},
     ],
 )

@@ -106,7 +106,7 @@ def export(
         from evomerge.engine.rescore import rescore as score_again
 
         base = merge.recipe.base.path if as_adapter else None
-        again = score_again(view.study, target, scores, base, not note)
+        again = score_again(view.study, target, scores, base, not note, candidate.rungs)
         found_items = [s for items in again.items.values() for s in items]
         then = [s for name in again.items for s in scores.items[name]]
         same = sum(a == b for a, b in zip(found_items, then, strict=True))

@@ -9,12 +9,16 @@ from typing import Any
 from evomerge.checkpoints.sources import open_sources
 from evomerge.config import Experiment, experiment_from
 from evomerge.engine.population import Population
+from evomerge.engine.rungs import assembled
 from evomerge.engine.study import open_objectives
+from evomerge.engine.tasks import Task
 from evomerge.engine.worker import Worker, open_worker
-from evomerge.errors import ConfigError, IntegrityError
+from evomerge.errors import CandidateError, ConfigError, IntegrityError
 from evomerge.ledger.fold import Scores
+from evomerge.ledger.seen import Seen
 from evomerge.recipe import Group, Recipe, Source
-from evomerge.scoring.objectives import Split, load_objective
+from evomerge.scoring.blocks import Part, blocks
+from evomerge.scoring.objectives import Objective, Split, load_objective
 
 
 def score_candidate(
@@ -53,17 +57,39 @@ def _experiment(study: Mapping[str, Any]) -> Experiment:
     )
 
 
+def scored_in(
+    worker: Worker | Population,
+    recipe: Recipe,
+    objectives: Sequence[Objective],
+    parts: Sequence[Part],
+) -> Scores:
+    """Scores a recipe on the search split: these parts of it, then the rest."""
+    if not parts:
+        return worker.score(recipe, "search")
+    divided = blocks(objectives)
+    first = {number for part in parts for number in part.blocks}
+    rest = Part(tuple(number for number in range(len(divided)) if number not in first))
+    tasks = [Task(0, recipe, "search", part) for part in (*parts, rest)]
+    outcomes = [worker.run([task])[0] for task in tasks]
+    for outcome in outcomes:
+        if outcome.seen is None:
+            raise CandidateError(f"it cannot be scored: {outcome.reason}")
+    return assembled(objectives, divided, [o.seen for o in outcomes if o.seen is not None])
+
+
 def rescore(
     study: Mapping[str, Any],
     model: Path,
     scores: Scores,
     base: str | None = None,
     exact: bool = True,
+    rungs: Sequence[Seen] = (),
 ) -> Scores:
     """Scores the checkpoint in ``model`` on the search split as a study's worker would.
 
     With a ``base``, ``model`` is a LoRA adapter of it. Objectives that look at the weights alone
-    are left out: they count what a recipe moved.
+    are left out: they count what a recipe moved. With ``rungs``, those of the candidate, items are
+    asked in these parts: what is in one batch may decide the last bits.
 
     Raises:
         IntegrityError: ``exact``, and an item is scored otherwise than when it was a candidate.
@@ -79,7 +105,7 @@ def rescore(
         alone = {"experts": {"merged": Source(path=str(model))}}
         whole = whole.model_copy(update={**alone, "parameters": (Group(tensors="*/*/*"),)})
     try:
-        found = worker.score(whole, "search")
+        found = scored_in(worker, whole, objectives, [seen.part for seen in rungs])
     finally:
         worker.close()
     for name, items in found.items.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from evomerge.engine import rescore
 from evomerge.engine.pools.inline import InlinePool
 from evomerge.engine.study import Study
 from evomerge.engine.tasks import Outcome
@@ -327,3 +328,31 @@ def test_the_signals_of_a_reference_may_be_missing(
     before = facts(tmp_path / "run")
     run(study, tmp_path / "run", pool)
     assert facts(tmp_path / "run") == before
+
+
+def test_scoring_again_asks_the_parts_that_were_asked(
+    alone: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven_by(monkeypatch, listed([GOOD]))
+    pool = Counting(alone)
+    state = run(alone, tmp_path, pool)
+    candidate = state.candidates[6]
+    asked: list[Any] = []
+    assert isinstance(pool._worker, Worker)
+    evaluate = pool._worker._evaluate
+
+    def counted(task: Any) -> Outcome:
+        asked.append(task.part)
+        return evaluate(task)
+
+    monkeypatch.setattr(pool._worker, "_evaluate", counted)
+    assert candidate.genome is not None
+    recipe = alone.space.recipe(candidate.genome)
+    parts = [seen.part for seen in candidate.rungs]
+    found = rescore.scored_in(pool._worker, recipe, alone.objectives, parts)
+
+    assert candidate.scores is not None
+    assert found.body() == candidate.scores.body()
+    assert [part.blocks for part in asked] == [
+        part.blocks for id, part in pool.parts if id == 6 and part is not None
+    ]
