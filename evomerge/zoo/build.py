@@ -207,7 +207,7 @@ def _build(
     def note(row: str) -> None:
         rows.append(row)
         count = measure.TEXT_ROWS if text else measure.ROWS
-        progress(f"measure {folder.name}", len(rows), count, row)
+        progress("measure text" if text else "measure", len(rows), count, row)
 
     table = (measure.measure_text if text else measure.measure)(root, sizes.items, note)
     record = {"items": sizes.items, "sizes": asdict(sizes), "accuracy": table}

@@ -17,13 +17,18 @@ TINY = build.Sizes(base=2, expert=1, adapter=1, mixture=1, items=2)
 
 
 def test_a_build_makes_every_checkpoint_and_the_card(tmp_path: Path) -> None:
-    build.build(tmp_path, sizes=TINY, workers=1)
+    build.build(tmp_path, sizes=TINY, workers=1, part="pictures")
     for name in NAMES:
         assert (tmp_path / name / "training.json").is_file()
     assert "| full/ocr |" in (tmp_path / "DATA_CARD.md").read_text(encoding="utf-8")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     stages = []
-    build.build(tmp_path, sizes=TINY, progress=lambda stage, *rest: stages.append(stage))
+    build.build(
+        tmp_path,
+        sizes=TINY,
+        progress=lambda stage, *rest: stages.append(stage),
+        part="pictures",
+    )
     assert set(stages) == {"measure", "card"}
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
 
