@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -26,6 +26,7 @@ class Rungs:
 
     study: Study
     guided: bool
+    _positions: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -110,7 +111,9 @@ class Rungs:
 
     def positions(self, part: Part) -> dict[str, tuple[int, ...]]:
         """By objective the positions of a part's items, in the order of its values."""
-        return positions(self.blocks, part)
+        if part.blocks not in self._positions:
+            self._positions[part.blocks] = positions(self.blocks, part)
+        return self._positions[part.blocks]
 
     def evidence(self, seen: Seen) -> list[Evidence]:
         """A part as a search reads it: what is signal apart from what is metric."""

@@ -71,7 +71,8 @@ class Evidence:
     """Values of some items of one candidate.
 
     ``items`` has, by objective, positions among the objective's search items and the value at each:
-    the metric's score, or with ``signal`` the auxiliary signal. Not signed by direction.
+    the metric's score, or with ``signal`` the auxiliary signal. Not signed by direction. An
+    objective that looks at the weights alone (sparsity) has one value, at position 0.
     """
 
     signal: bool
@@ -104,11 +105,19 @@ class Guided(Search, Protocol):
         """What to ask of a candidate that was just asked for; None: its score, as by any search.
 
         A candidate with a look is a probe: it gets no score and is never told or failed, but by
-        `fail` if it cannot be built. It is over when its look is observed.
+        `fail` if it cannot be built. It is over when its look is observed. Where no objective has
+        a signal, it is asked by the metric.
+
+        Asked once, right after the ask, never when that is replayed: then the ledger knows it.
         """
 
     def observe(self, candidate: int, genome: Genome, evidence: Evidence) -> None:
-        """Reports items of a candidate."""
+        """Reports items of a candidate, each once by the metric.
+
+        A look by signal is reported twice, by signal and by metric, where some objectives have no
+        signal. Of a candidate in a race, rungs are reported as they come, then `tell`, or `fail`
+        if it is dropped. References are told first, then their signals are reported.
+        """
 
 
 @dataclass(frozen=True)
