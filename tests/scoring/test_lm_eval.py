@@ -77,6 +77,45 @@ def scored(model, objective, split="search"):
     return by_item, scores, objective.aggregate(list(scores.values()))
 
 
+@pytest.mark.parametrize(
+    ("name", "metric", "length"),
+    [
+        ("places", "acc", lambda choice: 1),
+        ("places", "acc_norm", len),
+        ("which", "acc", lambda choice: 1),
+    ],
+)
+def test_multiple_choice_has_the_margin_of_the_right_one_as_its_signal(world, name, metric, length):
+    model, folder = world
+    objective = task(folder, name, metric=metric, held_out=0)
+    responses, scores, _ = scored(model, objective)
+    assert objective.has_signal
+    for item in objective.items("search"):
+        row = documents()[name][int(item.id.split("/")[1])]
+        choices = row["choices"] if name == "places" else row["beginnings"]
+        asked = objective.signal_requests(item)
+        assert asked == objective.requests(item)[: len(choices)]
+        answered = responses[item.id][: len(choices)]
+        margins = [r.logprob / length(c) for r, c in zip(answered, choices, strict=True)]
+        right = margins.pop(row["right"])
+        signal = objective.signal(item, answered)
+        assert signal == right - max(margins)
+        assert scores[item.id].value == float(signal > 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("places", "acc_mutual_info"),
+        ("places", "brier_score"),
+        ("last_word", "acc"),
+        ("sums", None),
+    ],
+)
+def test_other_tasks_have_no_signal(world, name, metric):
+    assert not task(world[1], name, metric=metric, held_out=0).has_signal
+
+
 METRICS = {
     "sums": ["exact_match"],
     "places": ["acc", "acc_norm", "acc_mutual_info", "brier_score"],

@@ -195,17 +195,17 @@ def _item(task: Any, name: str, document: Any, requests: Sequence[Request], chat
         return Item(name, "", first.text)
     if isinstance(first, LogLikelihood) and task.OUTPUT_TYPE != "multiple_choice":
         return Item(name, first.messages, first.continuation)
-    target = _target(task, document)
+    found = target(task, document)
     if isinstance(first, Generate):
         before = "" if chat else task.config.target_delimiter
-        return Item(name, first.messages, None if target is None else f"{before}{target}")
-    right = requests[target] if isinstance(target, int) and target in range(len(requests)) else None
+        return Item(name, first.messages, None if found is None else f"{before}{found}")
+    right = requests[found] if isinstance(found, int) and found in range(len(requests)) else None
     if isinstance(right, LogLikelihood):
         return Item(name, right.messages, right.continuation)
     return Item(name, first.messages)
 
 
-def _target(task: Any, document: Any) -> Any:
+def target(task: Any, document: Any) -> Any:
     """The first right answer: its index among the choices of a multiple choice, else its text."""
     multiple_choice = task.OUTPUT_TYPE == "multiple_choice"
     found = (task.doc_to_text if task.multiple_input else task.doc_to_target)(document)

@@ -153,6 +153,61 @@ class HarnessTask:
         }
 
 
+@dataclass(frozen=True)
+class ChoiceTask(HarnessTask):
+    """A task whose score is whether the right choice is the likeliest one: it has a signal.
+
+    By item, ``rights`` are the right choices and ``lengths`` what log-likelihoods are divided by.
+    """
+
+    rights: Mapping[str, int]
+    lengths: Mapping[str, tuple[int, ...]]
+
+    def signal_requests(self, item: Item) -> list[Request]:
+        return self.requests(item)[
+            : len(self.lengths[item.id])
+        ]  # the rest is for mutual information
+
+    def signal(self, item: Item, responses: Sequence[Response]) -> float:
+        """How far the right choice is above the best wrong one, in what decides the score."""
+        scores = [
+            likelihood(response).logprob / length
+            for response, length in zip(responses, self.lengths[item.id], strict=True)
+        ]
+        right = scores.pop(self.rights[item.id])
+        return right - max(scores)
+
+
+_LENGTHS: Mapping[str, Callable[[str], int]] = {
+    "acc": lambda choice: 1,
+    "acc_norm": len,
+    "acc_bytes": lambda choice: len(choice.encode()),
+}
+
+
+def _with_signal(task: HarnessTask) -> HarnessTask:
+    """The task with its signal, if every item asks for each choice and one of them is right."""
+    made = task.task
+    plain = made.OUTPUT_TYPE == "multiple_choice" and not callable(made.config.process_results)
+    if not plain or made.multiple_target or task.metric not in _LENGTHS:
+        return task
+    rights: dict[str, int] = {}
+    lengths: dict[str, tuple[int, ...]] = {}
+    for id, case in task.cases.items():
+        choices, right = made.doc_to_choice(case.document), documents.target(made, case.document)
+        lengths[id] = tuple(_LENGTHS[task.metric](choice) for choice in choices)
+        if (
+            not isinstance(right, int)
+            or right not in range(len(choices))
+            or len(choices) < 2
+            or len(case.requests) not in (len(choices), 2 * len(choices))
+            or not all(lengths[id])
+        ):
+            return task
+        rights[id] = right
+    return ChoiceTask(**vars(task), rights=rights, lengths=lengths)
+
+
 def load_task(spec: LmEval, folder: Path) -> HarnessTask:
     """Opens the task and asks its documents; paths count from `folder`.
 
@@ -170,7 +225,7 @@ def load_task(spec: LmEval, folder: Path) -> HarnessTask:
         )
     shape = Shape(spec.fewshot, spec.chat, spec.max_new_tokens)
     splits = documents.divided(task, shape, spec.limit, spec.held_out)
-    return HarnessTask(
+    opened = HarnessTask(
         spec,
         task,
         metric,
@@ -180,6 +235,7 @@ def load_task(spec: LmEval, folder: Path) -> HarnessTask:
         {split: tuple(case.item for case in cases) for split, cases in splits.items()},
         {split: documents.sha256(cases) for split, cases in splits.items()},
     )
+    return _with_signal(opened)
 
 
 def _metric(task: Any, spec: LmEval) -> tuple[str, str]:
