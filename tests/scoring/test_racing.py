@@ -241,6 +241,45 @@ def test_estimates_are_unbiased_and_closer_than_the_seen_mean() -> None:
     assert 0.8 < np.std(scores) < 1.1
 
 
+def test_one_who_answers_like_some_other_is_predicted_from_it() -> None:
+    """The other has the unseen items nearly all wrong, the front has them nearly all right."""
+    rng = np.random.default_rng(12)
+    front = np.asarray(rng.random((3, 3, 200)) < 0.9, dtype=float)
+    other = np.asarray(rng.random((3, 200)) < 0.5, dtype=float)
+    turned = rng.random((3, 200)) < 0.03
+    candidate = np.where(turned, 1 - other, other)
+    other[:, 100:] *= rng.random((3, 100)) < 0.3
+    candidate[:, 100:] *= other[:, 100:] > 0
+    truth = candidate.mean(axis=1)
+    seen, sizes = first(candidate, 100), counts(candidate)
+    alone = estimate(seen, sizes, named(front))
+    found = estimate(seen, sizes, named(front), named(other[None]))
+    for task, value in zip(TASKS, truth, strict=True):
+        assert abs(alone[task].value - value) > 0.1
+        assert abs(found[task].value - value) < 0.05
+        se, wide = found[task].se, alone[task].se
+        assert se is not None
+        assert wide is not None
+        assert se < 0.6 * wide
+
+
+def test_two_members_and_two_aims_take_twice_the_confidence() -> None:
+    """A copy of the member changes no prediction, only how many could be wrong."""
+    aims = (Aim({"a": 1.0}), Aim({"b": 1.0}))
+    rng = np.random.default_rng(13)
+    drops = np.zeros((40, 3), dtype=bool)
+    for row, accuracy in zip(drops, np.linspace(0.4, 0.7, 40), strict=True):
+        member = np.asarray(rng.random((3, 200)) < 0.7, dtype=float)
+        candidate = np.asarray(rng.random((3, 200)) < accuracy, dtype=float)
+        seen, sizes, known = first(candidate, 50), counts(candidate), named(member[None])
+        for i, (members, others, level) in enumerate(
+            ((known, known, 0.05), (2 * known, [], 0.1), (2 * known, [], 0.05))
+        ):
+            row[i] = verdict(seen, sizes, members, aims, 1, 3, level, others) is not None
+    assert (drops[:, 0] == drops[:, 1]).all()
+    assert drops[:, 2].sum() < drops[:, 0].sum() < 40
+
+
 def test_an_estimate_without_others_is_the_seen_mean() -> None:
     rng = np.random.default_rng(11)
     values = rng.random((3, 30))
