@@ -22,6 +22,8 @@ from benchmarks.search.tables import Runs, load
 
 WORKERS = (1, 4, 16)
 LEVELS = (0.8, 0.95)
+MORE = 1.5
+"""Several workers get this times the budget, to see where they reach what one reaches in it."""
 
 
 def main() -> None:
@@ -34,9 +36,14 @@ def main() -> None:
     for workers in WORKERS:
         command = [sys.executable, "-m", "benchmarks.search.run", "--bed", options.bed]
         command += ["--algorithms", *options.algorithms, "--seeds", str(options.seeds)]
-        command += ["--budget", str(options.budget), "--workers", str(workers)]
+        command += ["--budget", str(_budget(options.budget, workers))]
+        command += ["--workers", str(workers)]
         subprocess.run(command, check=True)
     print("\n".join(table(options.bed, options.budget)))
+
+
+def _budget(budget: int, workers: int) -> int:
+    return budget if workers == 1 else round(MORE * budget)
 
 
 def efficiency(
@@ -46,13 +53,13 @@ def efficiency(
 
     A seed's curve is its gain over the references, in parts of the mean final gain of that seed
     over the numbers of workers, so that instances count alike; curves are averaged over seeds. An
-    efficiency is 0 where the level is not reached within the budget.
+    efficiency is 0 where the level is not reached.
     """
     seeds = sorted(set.intersection(*(set(r.curves) for r in by_workers.values())))
     finals = {s: float(np.mean([r.final()[s] for r in by_workers.values()])) for s in seeds}
-    means, costs = {}, np.zeros(0)
+    means = {}
+    costs = np.linspace(0, max(r.items * r.budget for r in by_workers.values()), 2001)
     for workers, r in by_workers.items():
-        costs = np.linspace(0, r.items * r.budget, 1001)
         rows = []
         for s in seeds:
             start = r.curves[s].hypervolume[0]
@@ -70,7 +77,7 @@ def _first(costs: NDArray[np.float64], reached: NDArray[np.bool_]) -> float:
 
 def table(bed: str, budget: int = BUDGET) -> list[str]:
     """Markdown rows of the algorithms that were run with all numbers of workers."""
-    runs = {w: load(bed, budget, w) for w in WORKERS}
+    runs = {w: load(bed, _budget(budget, w), w) for w in WORKERS}
     names = [n for n in runs[1] if all(n in runs[w] for w in WORKERS)]
     if not names:
         return []

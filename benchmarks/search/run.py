@@ -167,6 +167,7 @@ def _found(bed: Bed, record: drive.Record) -> dict[str, Any]:
         "cost": list(curve.cost),
         "hypervolume": [round(v, 5) for v in curve.hypervolume],
         "best": [round(v, 5) for v in curve.best],
+        "generated": [round(v) for v in curve.tokens],
         "held_out": held_out,
         "scored": len(record.scored),
         "probes": record.probes,

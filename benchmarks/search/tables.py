@@ -71,7 +71,8 @@ def load(bed: str, budget: int = BUDGET, workers: int = 1) -> dict[str, Runs]:
 
 
 def _curve(line: Mapping[str, Any]) -> Curve:
-    return Curve(tuple(line["cost"]), tuple(line["hypervolume"]), tuple(line["best"]))
+    values = (tuple(line[k]) for k in ("cost", "hypervolume", "best", "generated"))
+    return Curve(*values)
 
 
 def advantages(
@@ -153,6 +154,8 @@ class Duel:
     rival: str
     shares: tuple[float, ...]
     """By seed, the challenger's cost to reach the rival's final value, over the rival's cost."""
+    tokens: tuple[float, ...]
+    """The same of generated tokens."""
     tenths: tuple[tuple[float, str, float], ...]
     """At each tenth of the budget: the challenger's median, the best rival there, its median, over
     the seeds that both have."""
@@ -176,6 +179,11 @@ def duel(
     finals = rival.final(what)
     levels = dict.fromkeys(mine.curves, median(finals.values())) if shared else finals
     shares = tuple(cost / rival.budget for cost in costs_to(mine, levels, what))
+    tokens = []
+    for seed, c in mine.curves.items():
+        step = c.step(levels[seed], what) if seed in levels else None
+        whole = median(line["tokens"] for line in rival.lines.values())
+        tokens.append(np.inf if step is None else c.tokens[step] / whole)
     both = sorted(set(mine.curves) & set(rival.curves))
     whole = rival.items * rival.budget
     ours = [mine.curves[s].area(whole, what) for s in both]
@@ -183,6 +191,7 @@ def duel(
     return Duel(
         rival.name,
         shares,
+        tuple(tokens),
         tuple(_tenth(runs, mine, k, what) for k in range(1, 11)),
         sum(a > b for a, b in zip(ours, theirs, strict=True)),
         len(both),
@@ -245,7 +254,8 @@ def _duel_lines(runs: Mapping[str, Runs], shared: bool) -> list[str]:
     lines = [
         f"`{CHALLENGER}` reaches the final hypervolume of the best rival, `{found.rival}`, with "
         f"{_share(mid)} of its scored items (median of {len(found.shares)} seeds; quartiles "
-        f"{_share(low)} and {_share(high)}). Its area under the curve is larger on {found.wins} "
+        f"{_share(low)} and {_share(high)}), and {_share(median(found.tokens))} of its generated "
+        f"tokens. Its area under the curve is larger on {found.wins} "
         f"of {found.seeds} seeds (Wilcoxon's signed rank test, p = {found.p:.2g}).",
         "",
         "| of the budget | " + " | ".join(f"{k}0 %" for k in range(1, 11)) + " |",

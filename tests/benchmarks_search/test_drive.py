@@ -163,13 +163,16 @@ def test_the_curve_steps_where_something_rose() -> None:
     found = curve(bed(), record)
 
     assert found.cost == (0, 100, 300)
+    assert found.tokens == (0, 300, 900)
     assert found.best == pytest.approx((0.5, 0.7, 0.9))
     assert found.hypervolume == pytest.approx((0.25, 0.49, 0.81))
     assert chosen(record)["best"].genome == (0.9,)
 
 
 def test_readings_of_a_curve() -> None:
-    steps = Curve(cost=(0, 100, 300), hypervolume=(0.1, 0.3, 0.5), best=(0.5, 0.6, 0.7))
+    steps = Curve(
+        cost=(0, 100, 300), hypervolume=(0.1, 0.3, 0.5), best=(0.5, 0.6, 0.7), tokens=(0, 1, 2)
+    )
 
     assert [steps.at(c) for c in (0, 99, 100, 299, 300, 999)] == [0.1, 0.1, 0.3, 0.3, 0.5, 0.5]
     assert steps.at(150, "best") == 0.6

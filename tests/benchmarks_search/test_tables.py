@@ -20,8 +20,9 @@ def runs(name: str, *seeds: Sequence[tuple[int, float]]) -> Runs:
     curves = {}
     for seed, steps in enumerate(seeds):
         cost, values = zip(*steps, strict=True)
-        curves[seed] = Curve(cost, values, values)
-    return Runs(name, curves, {}, ITEMS, BUDGET)
+        curves[seed] = Curve(cost, values, values, tuple(4.0 * c for c in cost))
+    lines = {seed: {"tokens": 4.0 * ITEMS * BUDGET} for seed in curves}
+    return Runs(name, curves, lines, ITEMS, BUDGET)
 
 
 SLOW = runs("cma", *([(0, 0.1), (50, 0.3), (100, v)] for v in (0.5, 0.6, 0.7)))
@@ -50,7 +51,7 @@ def test_a_duel_by_instance_and_on_one_problem() -> None:
     assert by_instance.wins == by_instance.seeds == 3
     together = duel(ALL, shared=True)
     assert together is not None
-    assert together.shares == (0.3, 0.3, 0.3)
+    assert together.shares == together.tokens == (0.3, 0.3, 0.3)
     assert together.tenths[4] == (0.65, "cma", 0.3)
     assert together.tenths[9] == (0.65, "cma", 0.6)
     assert duel({"cma": SLOW}, shared=True) is None
