@@ -10,6 +10,7 @@ import json
 from benchmarks.search import asynchronous, overhead
 from benchmarks.search.drive import LEVEL
 from benchmarks.search.figures import DOCS
+from benchmarks.search.run import RESULTS, read
 from benchmarks.search.tables import beds, load, section
 
 PAGE = DOCS / "search-benchmark.md"
@@ -17,10 +18,20 @@ BEGIN, END = "<!-- generated: python -m benchmarks.search.page -->", "<!-- end -
 
 
 def main() -> None:
-    text = "\n".join([*map(section, beds()), *_racing(), *_workers(), *_overhead()])
+    text = "\n".join([*_versions(), *map(section, beds()), *_racing(), *_workers(), *_overhead()])
     before, rest = PAGE.read_text("utf-8").split(BEGIN)
     after = rest.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+
+
+def _versions() -> list[str]:
+    found: dict[str, set[str]] = {}
+    for bed in beds():
+        for line in read(RESULTS / f"{bed}.jsonl"):
+            for library, number in line["versions"].items():
+                found.setdefault(library, set()).add(number)
+    named = [f"{library} {', '.join(sorted(v))}" for library, v in sorted(found.items())]
+    return [f"Libraries: {'; '.join(named)}.", ""]
 
 
 def _racing() -> list[str]:
