@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,9 @@ from evomerge.cli.main import app
 from evomerge.config import Experiment
 from evomerge.engine.loop import Loop
 from evomerge.engine.pools.inline import InlinePool
+from evomerge.engine.population import Population
 from evomerge.engine.study import open_study
+from evomerge.engine.tasks import Outcome, Task
 from evomerge.errors import ConfigError, InputError
 from evomerge.ledger.fold import State
 from evomerge.ledger.store import open_ledger, read_events
@@ -182,6 +184,32 @@ def test_evo_merging_through_responses_alone(world: World, tmp_path: Path) -> No
     assert len({c.scores.digest for c in searched if c.scores}) == 20
     assert not world.server.adapters
     assert not list((world.folder / "adapters").iterdir())
+
+
+def test_candidates_of_different_rungs_share_a_batch(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[set[object]] = []
+    evaluate = Population._evaluate
+
+    def noted(self: Population, tasks: Sequence[Task]) -> list[Outcome]:
+        batches.append({task.part for task in tasks})
+        return evaluate(self, tasks)
+
+    monkeypatch.setattr(Population, "_evaluate", noted)
+    search = {"algorithm": "random", "seed": 2}
+    at_once = run(world.experiment(search=search), tmp_path / "at once")
+    assert set().union(*batches) == {None}
+    batches.clear()
+    raced = run(world.experiment(search={**search, "racing": {"level": 0.5}}), tmp_path / "raced")
+
+    assert any(len(parts) > 1 for parts in batches)
+    assert raced.ended("dropped")
+    for candidate in raced.searched():
+        other = at_once.candidates.get(candidate.id)
+        if candidate.scores is not None and other is not None:
+            assert other.scores is not None
+            assert candidate.scores.body() == other.scores.body()
 
 
 def test_a_server_that_is_killed_and_restarted_changes_nothing(
