@@ -189,6 +189,14 @@ def test_one_item_says_nothing(items: int) -> None:
         assert found is None
 
 
+def test_no_spread_among_a_few_items_is_no_certainty() -> None:
+    """All four seen items are lost, so their variance is 0; ten are enough."""
+    none, every = np.zeros((3, 200)), np.ones((3, 200))
+    aims = (Aim({"a": 1.0}),)
+    for n, expected in ((2, None), (4, None), (10, 0)):
+        assert verdict(first(none, n), counts(none), named(every[None]), aims, 0) == expected
+
+
 def test_without_members_or_items_nothing_is_known() -> None:
     none, every = np.zeros((3, 50)), np.ones((3, 50))
     front = named(every[None])
