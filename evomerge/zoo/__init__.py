@@ -1,4 +1,4 @@
-"""The zoo: small real multimodal models that ship with the package, and the code that made them.
+"""The zoo: small real models that ship with the package, and the code that made them.
 
 Nothing is imported here, so `evomerge.zoo.paths` stays light.
 """
