@@ -127,7 +127,7 @@ class Loop:
         if event.candidate is None:
             return
         candidate = self.state.candidates[event.candidate]
-        if event.kind == "seen":
+        if event.kind == "seen" and self._guide is not None:
             self._show(candidate, self._rungs.evidence(candidate.seen[-1]))
         elif event.kind == "scored":
             self._inform_of_score(candidate)

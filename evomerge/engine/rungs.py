@@ -59,7 +59,8 @@ class Rungs:
             return candidate.look
         if self.owes_signals(candidate):
             return Part(tuple(range(len(self.blocks))), signal=True)
-        if candidate.is_reference or not self.study.experiment.search.racing:
+        racing = self.study.experiment.search.racing and self.parts
+        if candidate.is_reference or not racing:
             return None
         return self.parts[len(candidate.rungs)]
 
@@ -132,13 +133,11 @@ class Rungs:
         before = self.known(candidate.rungs)
         found = {}
         for name, values in candidate.scores.items.items():
-            old = set(before[name][0]) if name in before and self._has_items(name) else set()
+            by_weights = not self.blocks or name not in self.blocks[0]
+            old = set() if by_weights or name not in before else set(before[name][0])
             kept = tuple(i for i in range(len(values)) if i not in old)
             found[name] = (kept, tuple(values[i] for i in kept))
         return Evidence(False, found)
-
-    def _has_items(self, name: str) -> bool:
-        return name in self.blocks[0]
 
     def known(self, rungs: Sequence[Seen]) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
         """By objective the positions and values of all rungs together."""
