@@ -16,7 +16,7 @@ Our readings of the rest:
   Gaussian, ``Σₖ ‖∇μₖ‖² / σₖ²``, μ the sigmoid of a quadratic fitted to each score and σ² its
   residual variance. (A paper that has the model at hand can take it over the weights; a search sees
   genes and scores.) Of the points of weak-to-strong the half with more of it is kept, and of these
-  those with the best predicted scores are asked.
+  some of the tenth with the best predicted scores are asked.
 - The same information, by gene and in the mean over the told points, ranks the genes: the search
   moves those with most of it and leaves the others as they are in a point of the front. This also
   bounds what the Gaussian processes cost, and they are fitted to at most 200 points: the front and
@@ -77,7 +77,8 @@ def round_points(seed: int, known: Known, genes: int) -> FloatArray:
     worth = fisher(models, pool, known)[:, moved].sum(axis=1)
     pool = pool[np.argsort(-worth, kind="stable")[: len(pool) // 2]]
     predicted = np.stack([fitted.predict(pool) for fitted in models], axis=1)
-    chosen = favourites(random, predicted, known.scores, known.size - 1, best=1)
+    best = max(len(pool) // 10, 1)
+    chosen = favourites(random, predicted, known.scores, known.size - 1, best)
     return np.vstack([from_here[None], pool[chosen]])
 
 

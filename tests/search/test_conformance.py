@@ -19,6 +19,7 @@ FAST = {"gp": {"startup": 4}, "tpe": {"startup": 5}} | dict.fromkeys(
 )
 FAST["evo-merging"] = {"denoising": 12, "population": 4}
 FAST |= {name: {"samples": 6, "batch": 6} for name in ("map", "map-bayesian", "map-nested")}
+FAST["map-bayesian"] |= {"updates": 1}
 FAST["mm-mo"] = {"startup": 4, "batch": 4}
 FAST["demix"] = {"samples": 4, "batch": 8, "pool": 100}
 SLOW = {"gp": 5, "mm-mo": 5, "demix": 12}
@@ -94,7 +95,7 @@ def test_replay_notices_another_run(case: Case) -> None:
 
 @each_case
 def test_it_learns(case: Case) -> None:
-    few = {"gp": (8, (1,)), "mm-mo": (16, (1,)), "tpe": (40, (1, 2)), "demix": (24, (1, 2, 3))}
+    few = {"gp": (8, (1,)), "mm-mo": (24, (1, 2, 3)), "tpe": (40, (1, 2)), "demix": (24, (1, 2, 3))}
     few |= {name: (24, (1, 2, 3)) for name in ("map", "map-bayesian", "map-nested")}
     asks, seeds = few.get(case.algorithm, (100, (1, 2, 3)))
     if case.algorithm in ("random", "qmc"):
