@@ -286,7 +286,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "MM-MO: Gaussian processes, and steps on from what was good; screened genes",
             {
                 "startup": Option(int, 10, 1, 10_000, "samples first"),
-                "batch": Option(int, 8, 1, 10_000, "points planned at once; one by the processes"),
+                "batch": Option(int, 10, 1, 10_000, "points planned at once; one by the processes"),
                 "genes": Option(int, 20, 1, 1000, "genes moved in a round, by Fisher information"),
             },
         ),
