@@ -46,7 +46,8 @@ def finished(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_status_and_front_as_json(finished: Path) -> None:
     status = json.loads(invoke("status", finished, "--json"))
-    assert status["candidates"] == {"pending": 0, "scored": 4, "failed": 0}
+    ended = {"pending": 0, "scored": 4, "dropped": 0, "probed": 0, "failed": 0}
+    assert status["candidates"] == ended
     assert status["finished"]
 
     front = json.loads(invoke("front", finished, "--json"))
