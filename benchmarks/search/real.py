@@ -35,9 +35,14 @@ ITEMS = 80  # search items of an objective: 400 in all
 DIRECTIONS = {
     "zoo-full": ("quickstart", "swudi"),
     "zoo-lora": ("quickstart-lora", "regmean_plus_plus"),
+    "text": ("quickstart-text", "swudi"),
 }
 """The experiment, and the best static method of its experts (docs/comparison.md), by bed."""
 FOLDER = Path("runs/search-beds")  # of directions and statistics, made once
+
+
+Row = tuple[Tensor, int, Tensor | None]
+"""Tokens, where the answer begins, image features."""
 
 
 class Model:
@@ -50,14 +55,14 @@ class Model:
         self.backend.open()
         self.candidates = candidates(self.backend, study.experiment.backend, study.sources)
         self.model = self.backend.live()[0]
-        self.asked: dict[Split, dict[str, list[tuple[Tensor, int, Tensor]]]] = {
+        self.asked: dict[Split, dict[str, list[Row]]] = {
             "search": {o.name: self._rows(o, "search")[:items] for o in study.objectives},
             "held_out": {o.name: self._rows(o, "held_out") for o in study.objectives},
         }
         self._genome: Genome | None = None
 
     @torch.inference_mode()
-    def _rows(self, objective: Objective, split: Split) -> list[tuple[Tensor, int, Tensor]]:
+    def _rows(self, objective: Objective, split: Split) -> list[Row]:
         """Tokens, where the answer begins, and image features, which no candidate changes."""
         prompter = self.backend.live()[2]
         end = self.model.generation_config.eos_token_id
@@ -69,7 +74,10 @@ class Model:
             rows.append((tokens, len(row.prompt.ids) - row.scored, self._see(row.prompt)))
         return rows
 
-    def _see(self, prompt: Any) -> Tensor:
+    def _see(self, prompt: Any) -> Tensor | None:
+        """Image features (image tokens, hidden), None for a prompt without an image."""
+        if not prompt.pictures:
+            return None
         pixels = prompt.pictures["pixel_values"]  # (patches, channels x 2 frames x patch²)
         patches = pixels.view(len(pixels), 3, network.FRAMES, -1)[:, :, 0].flatten(1)
         return network.see(self.model, patches[None])[0]
@@ -95,12 +103,18 @@ class Model:
                 found[name][i] = values
         return found
 
+    def _hidden(self, tokens: Tensor, features: list[Tensor | None]) -> Tensor:
+        """Last hidden states (n, length, hidden) of right-padded tokens, which look back only."""
+        pictures = [f for f in features if f is not None]
+        if pictures:
+            return network.think(self.model, torch.stack(pictures), tokens)
+        return self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
+
     def _run(self, chunk: Any) -> NDArray[np.float64]:
         lengths = [len(row[2]) for row in chunk]
         longest = max(lengths)
         tokens = torch.stack([F.pad(row[2], (0, longest - len(row[2]))) for row in chunk])
-        features = torch.stack([row[4] for row in chunk])
-        hidden = network.think(self.model, features, tokens[:, :-1])
+        hidden = self._hidden(tokens[:, :-1], [row[4] for row in chunk])
         at = torch.arange(longest - 1)
         starts = torch.tensor([row[3] for row in chunk])[:, None] - 1
         ends = torch.tensor(lengths)[:, None] - 1
