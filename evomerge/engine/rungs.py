@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from math import exp
 
 from evomerge.engine.study import Study
 from evomerge.engine.tasks import values_of
@@ -18,6 +19,7 @@ from evomerge.scoring.statistics import ItemScore
 from evomerge.search.base import Evidence, Look
 
 SHARES = (10, 25, 50, 100)  # per cent of the blocks that are known after each rung
+_LARGEST = 700.0  # whose exponential is finite
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,19 @@ class Rungs:
     def size(self) -> int:
         """How many items the blocks hold."""
         return sum(len(positions) for block in self.blocks for positions in block.values())
+
+    @cached_property
+    def _exponential(self) -> frozenset[str]:
+        described = {o.name: o.describe() for o in self.study.objectives}
+        return frozenset(
+            name
+            for name, what in described.items()
+            if what["kind"] == "perplexity" or what.get("exponential")
+        )
+
+    def value(self, name: str, mean: float) -> float:
+        """What the mean of an objective's items makes its value."""
+        return exp(min(mean, _LARGEST)) if name in self._exponential else mean
 
     def part_of(self, look: Look) -> Part:
         """What a search asks of a probe; by the metric where no objective has a signal."""

@@ -6,7 +6,9 @@ import pytest
 
 from evomerge.ledger.events import Event
 from evomerge.ledger.fold import Scores, State, fold
+from evomerge.ledger.seen import Seen
 from evomerge.recipe import Group, Recipe, Source
+from evomerge.scoring.blocks import Part
 from evomerge.scoring.statistics import Value
 
 RECIPE = Recipe(
@@ -99,3 +101,62 @@ def test_scores_survive_their_body() -> None:
         "d", {"a": Value(1 / 3, 0.1, 3), "b": Value(2.0, None, 1)}, {"a": (0.1, 0.2)}, 9, {"s": 1.0}
     )
     assert Scores.from_body(scores.body(), {"s": 1.0}) == scores
+
+
+def seen(*values: float, block: int = 0, signal: bool = False) -> dict[str, Any]:
+    return Seen(Part((block,), signal), "d", {"vqa": values}, 1, {"sparse": 0.5}).body()
+
+
+def raced(*events: Event) -> State:
+    return fold([*EVENTS[:3], Event("asked", 1, {"genome": [0.25, 0.75]}), *events])
+
+
+def test_rungs_count_once_also_when_the_whole_is_known() -> None:
+    first = Event("seen", 1, seen(1.0))
+    state = raced(first)
+    assert (state.candidates[1].status, state.items, state.tokens) == ("pending", 1, 1)
+    assert (state.whole, state.spent, state.evaluations) == (2, 1, 0.5)
+    state = raced(first, Event("scored", 1, scored(0.75)))
+    assert (state.candidates[1].status, state.items, state.tokens) == ("scored", 2, 7)
+    assert state.evaluations == 1
+
+
+def test_a_dropped_candidate_has_ended_and_costs_what_was_seen() -> None:
+    drop = Event("dropped", 1, {"reason": "base dominates it", "by": 0, "told": [0.5]})
+    state = raced(Event("seen", 1, seen(1.0)), drop)
+    dropped = state.candidates[1]
+    assert (dropped.status, dropped.reason, dropped.scores) == (
+        "dropped",
+        "base dominates it",
+        None,
+    )
+    assert (state.items, state.pending(), state.ended("dropped")) == (1, [], 1)
+
+
+def test_a_probe_has_ended_when_it_was_seen() -> None:
+    look = {"blocks": [3], "signal": True}
+    asked = Event("asked", 2, {"genome": [0.5, 0.5], "look": look})
+    assert raced(asked).candidates[2].look == Part((3,), True)
+    state = raced(asked, Event("seen", 2, seen(-1.5, block=3, signal=True)))
+    assert (state.candidates[2].status, state.items) == ("probed", 1)
+    assert state.candidates[2].rungs == []
+
+
+def test_a_failed_candidate_costs_a_whole_one_whatever_was_seen() -> None:
+    state = raced(Event("seen", 1, seen(1.0)), Event("failed", 1, {"reason": "not finite"}))
+    assert (state.items, state.spent, state.evaluations) == (1, 2, 1)
+
+
+def test_signals_of_a_reference_cost_nothing_and_it_stays_scored_without_them() -> None:
+    state = raced(Event("seen", 0, seen(-1.0, -2.0, signal=True)))
+    assert (state.candidates[0].status, state.items) == ("scored", 0)
+    assert state.candidates[0].cost == 4
+    state = raced(Event("failed", 0, {"reason": "not finite"}))
+    assert (state.candidates[0].status, state.failed) == ("scored", 0)
+
+
+def test_what_was_seen_survives_its_body() -> None:
+    found = Seen(
+        Part((1, 4), True), "d", {"a": (0.1, 1 / 3)}, 9, {"s": 0.5}, {"a": (2.0, 3.0)}, {"x": 1.0}
+    )
+    assert Seen.from_body(found.body(), {"x": 1.0}) == found
