@@ -39,6 +39,10 @@ def make_search(
         from evomerge.search.evo_merging import EvoMergingSearch
 
         return EvoMergingSearch(settings.seed, options, genes)
+    if algorithm.name == "guided":
+        from evomerge.search.guided import GuidedSearch
+
+        return GuidedSearch(settings.seed, options, dimension, objectives, genes, measured)
     if algorithm.name.startswith("map"):
         from evomerge.search.map import map_search
 

@@ -85,13 +85,15 @@ class Measured:
 
     ``blocks`` are the parts in which items come, stratified over the objectives, the same for all
     candidates: by objective the positions of its items; every item is in exactly one of them.
-    ``fitness`` makes the scores of `Search.tell` of the values by objective. ``signals`` are the
-    objectives whose items have a signal.
+    ``fitness`` makes the scores of `Search.tell` of the values by objective; ``value`` makes that
+    value of the mean over an objective's items. ``signals`` are the objectives whose items have a
+    signal.
     """
 
     blocks: tuple[Mapping[str, tuple[int, ...]], ...]
     signals: frozenset[str]
     fitness: Callable[[Mapping[str, float]], tuple[float, ...]]
+    value: Callable[[str, float], float] = lambda name, mean: mean
 
 
 class Guided(Search, Protocol):
@@ -299,6 +301,20 @@ ALGORITHMS: dict[str, Algorithm] = {
                 "samples": Option(int, 30, 1, 10_000, "mixtures drawn first"),
                 "batch": _BATCH,
                 "pool": Option(int, 10_000, 100, 1_000_000, "mixtures predicted a round"),
+            },
+        ),
+        Algorithm(
+            "guided",
+            "scipy",
+            True,
+            "probes by likelihood on a few items, and a quadratic model that knows the genes",
+            {
+                "probes": Option(int, 20, 0, 10_000, "probes for every candidate that is scored"),
+                "startup": Option(int, 60, 1, 10_000, "probes before the first of them"),
+                "step": Option(float, 0.2, 1e-3, 10.0, "of a probe, root mean square a gene"),
+                "radius": Option(float, 0.77, 1e-3, 100.0, "of a step of what is expected best"),
+                "signal": Option(bool, True, 0, 1, "probe by likelihoods, where there are any"),
+                "structure": Option(bool, True, 0, 1, "genes of an expert or place go together"),
             },
         ),
         Algorithm("random", "numpy", True, "independent uniform points: the baseline", {}),

@@ -1,0 +1,339 @@
+"""A search for merges: probes by signal teach a structured quadratic, whose best points are scored.
+
+Most candidates are probes: a displacement of all genes, seen by the signal of one block of items.
+They cost a twentieth of a full evaluation and come in pairs of opposite displacements that answer
+the same items. A displacement moves the genes of an expert together, or those of a place, or every
+gene by itself; it starts from where the model (`surrogate`) expects the best. After every so many
+probes, the place where the model, cautiously, expects the best for one weighting of the aims is
+asked for as a candidate to be scored. What is proposed is a function of the seed and of what had
+been told up to the last version of the data, so that the search resumes exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evomerge.search.base import Evidence, Genome, Look, Measured, OptionValue
+from evomerge.search.names import parameter_of
+from evomerge.search.surrogate import Array, Observations, Surrogate, fit, levels
+
+if TYPE_CHECKING:
+    from evomerge.space import Gene
+
+VERSION = 20  # observations between two fits
+MOST = 600  # observations in a fit: the latest
+FEWEST = 12
+REACH = 0.4  # of the model around its centre, root mean square of a gene's displacement
+FIRST = 40  # displacements that are mostly coarse
+SHARES = ((4, 2, 2, 1, 1), (1, 1, 1, 1, 2))
+"""Of the levels of `surrogate.levels` among displacements: of the first ones, and later."""
+CAUTION = 0.5  # standard deviations that an expected gain must outweigh
+STEPS = 80
+
+
+@dataclass
+class _Row:
+    """What was seen of one candidate by one measure: sums over items by objective, and blocks."""
+
+    place: Array
+    by_metric: bool
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    blocks: dict[int, int] = field(default_factory=dict)
+
+    def add(self, name: str, values: Array) -> None:
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = (total + float(values.sum()), count + len(values))
+
+    def value(self, name: str) -> float:
+        total, count = self.sums[name]
+        return total / count
+
+    def copy(self) -> _Row:
+        return _Row(self.place, self.by_metric, dict(self.sums), dict(self.blocks))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A version of what was seen: rows by candidate and whether by the metric; told scores."""
+
+    rows: Mapping[tuple[int, bool], _Row]
+    told: Mapping[int, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What follows from a version of the data; T objectives, m aims."""
+
+    centre: Array
+    start: Array
+    """Displacement from the centre to where the best so far is expected."""
+    names: tuple[str, ...]
+    level: Array
+    """(T,), values at the centre."""
+    width: Array
+    """(T,), by how much values are changed to see what that changes in the aims."""
+    scale: Array
+    """(m,), range of each aim."""
+    surrogate: Surrogate
+
+
+class GuidedSearch:
+    """See the module. Without `measured` it learns from told scores, and all candidates are scored.
+
+    Places are genomes in natural units: a weight of one is one, other genes' ranges are one.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        options: Mapping[str, OptionValue],
+        dimension: int,
+        objectives: int,
+        genes: Sequence[Gene] = (),
+        measured: Measured | None = None,
+    ) -> None:
+        self._seed, self._objectives, self._measured = seed, objectives, measured
+        self._probes = int(options["probes"] or 0) if measured else 0
+        self._startup = int(options["startup"] or 0)
+        self._radius = float(options["radius"] or 0)
+        self._step = float(options["step"] or 0)
+        self._unit = np.array([_unit(gene) for gene in genes]) if genes else np.ones(dimension)
+        whole = levels(genes) if genes and options["structure"] else None
+        self._levels = whole or (np.eye(dimension),) * len(SHARES[0])
+        self._signal = bool(options["signal"])
+        self._block: dict[tuple[str, int], int] = {}
+        self._blocks = len(measured.blocks) if measured else 1
+        for number, block in enumerate(measured.blocks if measured else ()):
+            self._block |= {(name, at): number for name, found in block.items() for at in found}
+        self._rows: dict[tuple[int, bool], _Row] = {}
+        self._told: dict[int, tuple[float, ...]] = {}
+        self._first: int | None = None
+        self._seen = 0
+        self._freeze()
+
+    def ask(self, candidates: Sequence[int]) -> list[Genome]:
+        return [self._propose(candidate) for candidate in candidates]
+
+    def look(self, candidate: int) -> Look | None:
+        turn = self._turn(candidate)
+        return None if self._is_scored(turn) else Look((turn // 2 % self._blocks,), self._signal)
+
+    def observe(self, candidate: int, genome: Genome, evidence: Evidence) -> None:
+        by_metric = not evidence.signal and self._is_whole(candidate)
+        row = self._row(candidate, genome, by_metric)
+        for name, (where, values) in evidence.items.items():
+            row.add(name, _soft(values) if evidence.signal else np.array(values))
+            for at in where:
+                block = self._block.get((name, at))
+                if block is not None:
+                    row.blocks[block] = row.blocks.get(block, 0) + 1
+        self._seen += 1
+        if self._seen % VERSION == 0:
+            self._freeze()
+
+    def tell(self, candidate: int, genome: Genome, scores: tuple[float, ...]) -> None:
+        self._told[candidate] = scores
+        if self._measured is None:
+            row = self._row(candidate, genome, True)
+            row.sums = {f"{i:03d}": (score, 1) for i, score in enumerate(scores)}
+            row.blocks = {0: len(scores)}
+        self._freeze()
+
+    def fail(self, candidate: int) -> None:
+        """Nothing to learn: what was seen of it is known."""
+
+    def replay(self, candidate: int, genome: Genome) -> None:
+        self._turn(candidate)
+
+    def _turn(self, candidate: int) -> int:
+        """The how-manieth the candidate is among those asked for."""
+        if self._first is None:
+            self._first = candidate
+        return candidate - self._first
+
+    def _is_scored(self, turn: int) -> bool:
+        """Whether that candidate is to be scored, not probed."""
+        after = turn - self._startup
+        return not self._probes or (after >= 0 and after % (self._probes + 1) == 0)
+
+    def _is_whole(self, candidate: int) -> bool:
+        """Whether what is seen of a candidate by the metric is of its score; else, of a probe."""
+        return self._first is None or (
+            candidate < self._first or self._is_scored(candidate - self._first)
+        )
+
+    def _row(self, candidate: int, genome: Genome, by_metric: bool) -> _Row:
+        key = (candidate, by_metric)
+        if key not in self._rows:
+            self._rows[key] = _Row(np.array(genome) / self._unit, by_metric)
+        return self._rows[key]
+
+    def _freeze(self) -> None:
+        """Begins another version of the data, of which a model is made when it is needed."""
+        rows = {key: row.copy() for key, row in self._rows.items()}
+        self._data = _Data(rows, dict(self._told))
+        self._model: _Model | None = None
+        self._optima: dict[int, Array] = {}
+
+    def _propose(self, candidate: int) -> Genome:
+        turn = self._turn(candidate)
+        if self._probes and self._is_scored(turn):
+            place = self._best((turn - self._startup) // (self._probes + 1))
+        else:
+            pair, second = divmod(turn, 2)
+            rng = np.random.default_rng([self._seed, pair])
+            best = self._best(int(rng.integers(self._objectives + 1)))
+            away = self._displacement(rng, SHARES[turn >= FIRST])
+            if not self._probes and turn >= self._startup // 4:
+                away = away * second  # every other one is where the best is expected
+            place = best + (away if second else -away)
+        return tuple(np.clip(place * self._unit, 0.0, 1.0).tolist())
+
+    def _displacement(self, rng: np.random.Generator, shares: tuple[int, ...]) -> Array:
+        """(d,), random in the groups of a random level, about `step` a gene."""
+        odds = np.array(shares) / sum(shares)
+        member = self._levels[rng.choice(len(odds), p=odds)]
+        length = self._step * 2.0 ** rng.uniform(-1.0, 1.0)
+        away = member @ rng.standard_normal(member.shape[1])
+        return np.asarray(away * length / np.sqrt((away**2).mean()))
+
+    def _best(self, weighting: int) -> Array:
+        """Where the model expects the best for one weighting of the aims; the best so far while
+        there is none: all aims alike, then each by itself, in turn."""
+        which = weighting % (self._objectives + 1) if self._objectives > 1 else 0
+        if which not in self._optima:
+            self._optima[which] = self._find(which)
+        return self._optima[which]
+
+    def _find(self, which: int) -> Array:
+        if not self._data.told:
+            return 0.5 / self._unit
+        centre, scale = self._centre()
+        if self._model is None:
+            self._model = self._learn(centre, scale)
+        if self._model is None:
+            return centre
+        weights = np.ones(self._objectives) / self._objectives
+        if which:
+            weights = np.eye(self._objectives)[which - 1]
+        return self._ascend(self._model, weights / scale)
+
+    def _centre(self) -> tuple[Array, Array]:
+        """The place of the best told scores, all aims alike, and the range of each aim."""
+        told = self._data.told
+        scores = np.array(list(told.values()))
+        width = np.ptp(scores, axis=0)
+        scale = np.where(width > 0, width, 1.0)
+        best = list(told)[int(np.argmax((scores / scale).sum(axis=1)))]
+        return self._data.rows[best, True].place, scale
+
+    def _learn(self, centre: Array, scale: Array) -> _Model | None:
+        """The model of the version of the data; None if too little was seen near the centre."""
+        names = tuple(dict.fromkeys(name for row in self._data.rows.values() for name in row.sums))
+        rows = [
+            row
+            for row in self._data.rows.values()
+            if np.sqrt(((row.place - centre) ** 2).mean()) < REACH
+            and all(name in row.sums for name in names)
+        ][-MOST:]
+        if len(rows) < FEWEST:
+            return None
+        surrogate = fit(self._levels, self._observations(rows, centre, names))
+        whole = {c: self._data.rows[c, True] for c in self._data.told}
+        values = np.array([[row.value(name) for name in names] for row in whole.values()])
+        at_centre = next(i for i, row in enumerate(whole.values()) if row.place is centre)
+        model = _Model(
+            centre=centre,
+            start=np.zeros_like(centre),
+            names=names,
+            level=values[at_centre],
+            width=np.maximum(0.2 * values.std(axis=0), 1e-9),
+            scale=scale,
+            surrogate=surrogate,
+        )
+        return replace(model, start=self._start(model, whole))
+
+    def _observations(
+        self, rows: Sequence[_Row], centre: Array, names: Sequence[str]
+    ) -> Observations:
+        blocks = np.zeros((len(rows), self._blocks))
+        for i, row in enumerate(rows):
+            blocks[i, list(row.blocks)] = list(row.blocks.values())
+        return Observations(
+            places=np.array([row.place - centre for row in rows]),
+            blocks=blocks / blocks.sum(axis=1, keepdims=True),
+            values=np.array([[row.value(name) for name in names] for row in rows]),
+            items=np.array([float(sum(row.blocks.values())) for row in rows]),
+            by_metric=np.array([row.by_metric for row in rows]),
+        )
+
+    def _start(self, model: _Model, whole: Mapping[int, _Row]) -> Array:
+        """The displacement of the told candidate that is best by its scores and by the model.
+
+        Scores alone would favour whoever was lucky with the items.
+        """
+        best, most = model.centre * 0.0, -np.inf
+        for candidate, row in whole.items():
+            away = row.place - model.centre
+            if np.sqrt((away**2).mean()) < REACH:
+                expected = self._aims(model, model.level + model.surrogate.mean(away)[0])
+                told = np.array(self._data.told[candidate])
+                total = float(((told + expected) / model.scale).sum())
+                if total > most:
+                    best, most = away, total
+        return np.asarray(best)
+
+    def _aims(self, model: _Model, values: Array) -> Array:
+        """(m,) of values (T,)."""
+        if self._measured is None:
+            return values
+        means = zip(model.names, values.tolist(), strict=True)
+        return np.array(
+            self._measured.fitness({name: self._measured.value(name, mean) for name, mean in means})
+        )
+
+    def _ascend(self, model: _Model, weights: Array) -> Array:
+        """Where in the ball around the start the weighted aims, cautiously expected, are best."""
+        radius = self._radius
+        low, high = -model.centre, 1.0 / self._unit - model.centre
+        away, momentum = model.start, np.zeros_like(model.start)
+        best, most = away, -np.inf
+        for step in range(STEPS):
+            change, slopes = model.surrogate.mean(away)
+            values = model.level + change
+            worth = np.array(
+                [
+                    weights @ (self._aims(model, values + e) - self._aims(model, values - e))
+                    for e in np.diag(model.width)
+                ]
+            ) / (2 * model.width)
+            deviation, slope = model.surrogate.deviation(away)
+            unsure = CAUTION * float(np.sqrt(((worth * model.surrogate.units) ** 2).sum()))
+            total = float(weights @ self._aims(model, values)) - unsure * deviation
+            if total > most:
+                best, most = away, total
+            uphill = slopes @ worth - unsure * slope
+            momentum = 0.8 * momentum + uphill / (np.linalg.norm(uphill) + 1e-12)
+            moved = away + 0.03 * radius * (1 - step / (STEPS + 5)) * momentum - model.start
+            moved = moved * min(1.0, radius / (float(np.linalg.norm(moved)) + 1e-12))
+            away = np.clip(model.start + moved, low, high)
+        return np.asarray(model.centre + best)
+
+
+def _soft(values: Sequence[float]) -> Array:
+    """Signals, in nats, as soft scores: the root of a probability, at most 1.
+
+    It is steepest where a greedy answer turns from wrong to right.
+    """
+    return np.asarray(np.exp(np.minimum(values, 0.0) / 2))
+
+
+def _unit(gene: Gene) -> float:
+    """What of its range a gene's natural unit is: a weight of 1, or else the range."""
+    if parameter_of(gene) == "weight" and not gene.log:
+        return min(1.0, 1.0 / (gene.high - gene.low))
+    return 1.0
