@@ -85,7 +85,7 @@ class Loop:
         settings, objectives = search_settings(study.experiment)
         self._fitness = partial(_fitness, study.experiment.optimise, study.directions)
         rungs = Rungs(study, guided=False)
-        measured = Measured(rungs.blocks, rungs.signals, self._fitness)
+        measured = Measured(rungs.blocks, rungs.signals, self._fitness, rungs.value)
         space = study.space
         self._search: Search = make_search(
             settings, space.dimension, objectives, space.genes, measured

@@ -146,3 +146,15 @@ def test_it_follows_the_front(study: Study, candidates: dict[str, Candidate]) ->
     assert entered(3, 0.6, 2.5) == [1, 3]
     assert entered(4, 0.5, 2.0) == [1, 3, 4]  # a copy
     assert entered(5, 0.5, 1.5) == [3, 5]
+
+
+def test_a_search_is_given_what_makes_a_mean_a_value(
+    study: Study, race: Race, candidates: dict[str, Candidate]
+) -> None:
+    items = race._scored(candidates["good"]).items
+    scores = candidates["good"].scores
+    assert scores is not None
+    for name in ("right", "surprise"):
+        mean = math.fsum(items[name]) / ITEMS
+        assert race.rungs.value(name, mean) == pytest.approx(scores.values[name].value)
+    assert math.isfinite(race.rungs.value("surprise", 1e6))
