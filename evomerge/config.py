@@ -7,7 +7,7 @@ statistics: ./calibration                # optional: what `evomerge calibrate` w
 space: layerwise-task-arithmetic         # a name, a file, or written inline
 objectives: [zoo/vqa, ./my-task]         # names, folders, or written inline
 optimise: {maximise: [mean, min]}        # what the front is over
-search: {algorithm: cma, seed: 0}
+search: {algorithm: auto, seed: 0}       # optional
 budget: {candidates: 80}
 backend: {name: transformers}
 pool: {name: inline}
@@ -99,7 +99,7 @@ class Racing(_Model):
 class SearchConfig(_Model):
     """Which algorithm proposes candidates; ``options`` are its own settings."""
 
-    algorithm: str
+    algorithm: str = "auto"
     seed: int = 0
     options: dict[str, int | float | bool | None] = {}
     racing: Racing | Literal[False] = False
@@ -203,7 +203,8 @@ class Experiment(_Model):
     space: SpaceSpec
     objectives: tuple[dict[str, Any], ...] = Field(min_length=1)
     optimise: Optimise
-    search: SearchConfig
+    search: SearchConfig = SearchConfig()
+    auto: str = ""  # why `auto` chose the search, where it did
     budget: Budget
     backend: BackendConfig = TransformersConfig()
     pool: PoolConfig = PoolConfig()
@@ -215,7 +216,7 @@ class Experiment(_Model):
 
     def _changing(self) -> dict[str, bool | set[str]]:
         """No part of what a study is; unused newer fields too, as older ledgers lack them."""
-        fields = ("directions", "statistics", "starts")
+        fields = ("directions", "statistics", "starts", "auto")
         unused: dict[str, bool | set[str]] = {n: True for n in fields if not getattr(self, n)}
         if not self.search.racing:
             unused["search"] = {"racing"}
@@ -236,7 +237,7 @@ class _File(_Model):
     space: str | SpaceSpec
     objectives: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     optimise: Optimise
-    search: SearchConfig
+    search: SearchConfig = SearchConfig()
     budget: Budget
     backend: BackendConfig = TransformersConfig()
     pool: PoolConfig = PoolConfig()

@@ -131,9 +131,13 @@ class Model:
         return torch.stack((wrong == 0, signal), -1).double().numpy()
 
 
-def bed(name: str, items: int = ITEMS) -> Bed:
-    """A bed by name: layer-wise coefficients of the experts and of their best static merge."""
-    return of_experiment(name, experiment_of(name), items)
+def bed(name: str) -> Bed:
+    """A bed by name: layer-wise coefficients of the experts and of their best static merge.
+
+    ``zoo-full@200`` is the bed with so many search items an objective.
+    """
+    models, _, items = name.partition("@")
+    return of_experiment(name, experiment_of(models), int(items or ITEMS))
 
 
 def experiment_of(name: str) -> Experiment:

@@ -24,6 +24,7 @@ from evomerge.methods import get_method
 from evomerge.recipe import Source
 from evomerge.scoring.objectives import Objective, load_objective
 from evomerge.search import check_space
+from evomerge.search.auto import choose
 from evomerge.search.base import SearchSettings, check_settings
 from evomerge.space import Cell, Space, SpaceSpec, bind
 
@@ -107,11 +108,25 @@ def open_study(experiment: Experiment) -> Study:
         experiment.search.seed,
         statistics,
     )
+    experiment = chosen(experiment, objectives, space)
     settings, _ = search_settings(experiment)
     check_space(settings, space.genes, experiment.budget.candidates)
     points = references(space, sources, sealed(experiment.experts))
     points += tuple(starts(space, experiment.starts))
     return Study(experiment, sources, objectives, space, points)
+
+
+def chosen(experiment: Experiment, objectives: Sequence[Objective], space: Space) -> Experiment:
+    """The experiment with the search that `auto` chooses, and why, where it is to choose."""
+    if experiment.search.algorithm != "auto":
+        return experiment
+    items = sum(len(o.items("search")) for o in objectives)
+    signals = any(o.has_signal for o in objectives)
+    choice = choose(space.dimension, items, signals, experiment.budget.candidates)
+    search = experiment.search.model_copy(
+        update={"algorithm": choice.algorithm, "options": dict(choice.options)}
+    )
+    return experiment.model_copy(update={"search": search, "auto": choice.why})
 
 
 def space_paths(experiment: Experiment) -> dict[str, str]:

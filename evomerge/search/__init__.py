@@ -39,6 +39,10 @@ def make_search(
         from evomerge.search.evo_merging import EvoMergingSearch
 
         return EvoMergingSearch(settings.seed, options, genes)
+    if algorithm.name == "auto":
+        return make_search(
+            _chosen(settings, dimension, measured), dimension, objectives, genes, measured
+        )
     if algorithm.name == "guided":
         from evomerge.search.guided import GuidedSearch
 
@@ -67,6 +71,16 @@ def make_search(
 
     sampling = RandomSearch if algorithm.name == "random" else QmcSearch
     return sampling(settings.seed, dimension)
+
+
+def _chosen(settings: SearchSettings, dimension: int, measured: Measured | None) -> SearchSettings:
+    """What `auto` chooses for an unknown budget."""
+    from evomerge.search.auto import choose
+
+    blocks = measured.blocks if measured else ()
+    items = sum(len(positions) for block in blocks for positions in block.values())
+    choice = choose(dimension, items, bool(measured and measured.signals), None)
+    return SearchSettings(choice.algorithm, settings.seed, choice.options)
 
 
 def check_space(settings: SearchSettings, genes: Sequence[Gene], candidates: int | None) -> None:

@@ -170,6 +170,13 @@ ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm
     for algorithm in (
         Algorithm(
+            "auto",
+            "scipy",
+            True,
+            "chooses among the others by genes, items, likelihoods and budget, and says why",
+            {},
+        ),
+        Algorithm(
             "cma",
             "nevergrad",
             True,

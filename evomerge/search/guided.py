@@ -24,7 +24,7 @@ from evomerge.search.surrogate import Array, Observations, Surrogate, fit, level
 if TYPE_CHECKING:
     from evomerge.space import Gene
 
-VERSION = 20  # observations between two fits
+VERSION = 40  # observations between two fits, unless a score comes first
 MOST = 600  # observations in a fit: the latest
 FEWEST = 12
 REACH = 0.4  # of the model around its centre, root mean square of a gene's displacement
@@ -32,7 +32,7 @@ FIRST = 40  # displacements that are mostly coarse
 SHARES = ((4, 2, 2, 1, 1), (1, 1, 1, 1, 2))
 """Of the levels of `surrogate.levels` among displacements: of the first ones, and later."""
 CAUTION = 0.5  # standard deviations that an expected gain must outweigh
-STEPS = 80
+STEPS, STRIDE = 48, 0.05
 
 
 @dataclass
@@ -318,7 +318,7 @@ class GuidedSearch:
                 best, most = away, total
             uphill = slopes @ worth - unsure * slope
             momentum = 0.8 * momentum + uphill / (np.linalg.norm(uphill) + 1e-12)
-            moved = away + 0.03 * radius * (1 - step / (STEPS + 5)) * momentum - model.start
+            moved = away + STRIDE * radius * (1 - step / STEPS) * momentum - model.start
             moved = moved * min(1.0, radius / (float(np.linalg.norm(moved)) + 1e-12))
             away = np.clip(model.start + moved, low, high)
         return np.asarray(model.centre + best)

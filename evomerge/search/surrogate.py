@@ -38,7 +38,7 @@ the metric's own part, as a share of what it has in common with the signal."""
 SPREAD = 2.0  # of the prior of each variance's logarithm, around HYPER
 METRIC_NOISE = 2.0  # an item judged 0 or 1 says so much less than its signal
 USUAL = 20.0  # items of an observation that has the noise variance of HYPER
-SAMPLE = 200  # observations that the variances are estimated from
+SAMPLE = 160  # observations that the variances are estimated from
 
 
 @dataclass(frozen=True)
