@@ -6,8 +6,7 @@ objective  items with choices: choice. Answers that are all numbers: the last nu
            Short answers (at most 12 words): exact match. Longer ones: perplexity of the answer.
 space      task arithmetic with one coefficient an expert, depth group and module kind (attention,
            mlp); as many depth groups as keep it at 60 genes or fewer, at least one.
-search     a Gaussian process up to 60 genes and 200 candidates, else CMA-ES, from 120 genes with a
-           diagonal covariance.
+search     auto, which chooses when the study is opened (`evomerge.search.auto`).
 front      mean against minimum of the objectives, where several are maximised.
 """
 
@@ -97,13 +96,6 @@ def shape_of(sources: Sources) -> Shape:
     return Shape(depth, len(blocks), depth * per_group)
 
 
-def algorithm_for(genes: int, candidates: int) -> str:
-    """The search algorithm for so many genes and candidates."""
-    if genes <= MOST_GENES and candidates <= 200:
-        return "gp"
-    return "cma" if genes < 2 * MOST_GENES else "diagonal-cma"
-
-
 def new_tokens(answers: Sequence[str], tokenizer: Any) -> int:
     """Room for half as many tokens again as the longest answer has, in steps of 8."""
     longest = max(len(tokenizer(answer)["input_ids"]) for answer in answers)
@@ -125,7 +117,6 @@ def experiment_text(
         limits: ``max_new_tokens`` of the tasks whose answers are generated.
         gpus: of this machine; above one, each gets a worker.
     """
-    algorithm = algorithm_for(shape.genes, candidates)
     optimise = _optimise(tasks)
     parts = [
         "# Drafted by `evomerge init`. Check it with `evomerge validate`, start it with "
@@ -142,9 +133,10 @@ def experiment_text(
         ),
         "# What the front is over: names of objectives, or mean and min of those maximised.",
         _line_of("optimise", optimise),
-        f"# {_why(algorithm, shape.genes, candidates)}.",
-        _line_of("search", {"algorithm": algorithm, "seed": 0}),
-        "# Also: items, tokens or hours; whichever is reached first.",
+        "# auto chooses by genes, items, likelihoods and budget; `evomerge validate` says what and "
+        "why.\n# Or name one: algorithm: cma",
+        _line_of("search", {"algorithm": "auto", "seed": 0}),
+        "# In full evaluations. Also: items, tokens or hours; whichever is reached first.",
         _line_of("budget", {"candidates": candidates}),
         _line_of("backend", {"name": "transformers"}),
     ]
@@ -203,12 +195,6 @@ def _objective(task: Task, limits: Mapping[str, int]) -> dict[str, Any]:
         "max_new_tokens": limits[task.name],
         "data": data,
     }
-
-
-def _why(algorithm: str, genes: int, candidates: int) -> str:
-    if algorithm == "gp":
-        return f"A Gaussian process does most with {candidates} candidates in {genes} dimensions"
-    return f"{candidates} candidates in {genes} dimensions are more than a Gaussian process bears"
 
 
 def _line(item: Item) -> str:

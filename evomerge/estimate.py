@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 from evomerge.backends.config import TransformersConfig
 from evomerge.checkpoints.headers import ITEM_BYTES
-from evomerge.engine.study import Study
+from evomerge.engine.study import Study, search_settings
 from evomerge.engine.worker import open_worker
+from evomerge.scoring.blocks import blocks
 from evomerge.scoring.evaluate import plan
 from evomerge.scoring.objectives import Objective
+from evomerge.search.base import check_settings
 
 TRIAL = 64  # requests of the measured trial, or as many as a batch has
 
@@ -30,10 +32,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds: of a measured candidate, and for the whole budget of one worker.
+    """Seconds: of a measured candidate, and for the whole budget on all workers.
 
     ``requests`` were measured of ``of`` that a candidate needs; None as ``total`` where the budget
-    is not of candidates or items.
+    is not of candidates or items. Probes count as what their items take, also where a likelihood
+    takes less than an answer.
     """
 
     requests: int
@@ -77,17 +80,17 @@ def duration(study: Study) -> Duration:
     count = len(plan(trial, "search").requests)
     worker = open_worker(study.experiment, study.sources, trial)
     try:
-        first = study.references[-1].recipe  # a merge of all experts
-        worker.score(first, "search")
-        timing = worker.score(study.references[-2].recipe, "search").timing
+        recipes = {r.name: r.recipe for r in study.references}  # two that merge all experts
+        worker.score(recipes["task arithmetic 0.3"], "search")
+        timing = worker.score(recipes["weight average"], "search").timing
     finally:
         worker.close()
     score = (sum(timing.values()) - timing["instantiate"]) * whole / max(1, count)
-    each = timing["instantiate"] + score
-    return Duration(count, whole, timing["instantiate"], score, _total(study, each))
+    make = timing["instantiate"]
+    return Duration(count, whole, make, score, _total(study, make, score))
 
 
-def _total(study: Study, each: float) -> float | None:
+def _total(study: Study, make: float, score: float) -> float | None:
     budget = study.experiment.budget
     items = sum(len(o.items("search")) for o in study.objectives)
     limits = [budget.candidates, budget.items and budget.items / max(1, items)]
@@ -95,9 +98,25 @@ def _total(study: Study, each: float) -> float | None:
     if candidates is None:
         return None
     held_out = sum(len(o.items("held_out")) for o in study.objectives)
-    rescored = (len(study.references) + 4) * held_out / max(1, items)  # four on the front, say
-    workers = study.experiment.pool.workers * study.slots
-    return (candidates + len(study.references) + rescored) * each / workers
+    points = len(study.references)
+    rescored = (points + 4) * held_out / max(1, items)  # four on the front, say
+    making = (_made(study, candidates) + points + rescored) * make
+    scoring = (candidates + points + rescored) * score
+    return (making + scoring) / (study.experiment.pool.workers * study.slots)
+
+
+def _made(study: Study, candidates: float) -> float:
+    """How many merges are made for so many full evaluations: one for the few items of a probe."""
+    settings, objectives = search_settings(study.experiment)
+    if settings.algorithm != "guided":
+        return candidates
+    _, options = check_settings(settings, objectives)
+    probes, startup = float(options["probes"] or 0), float(options["startup"] or 0)
+    if not probes:
+        return candidates
+    share = 1 / max(1, len(blocks(study.objectives)))
+    first = min(startup, candidates / share)
+    return first + (candidates - first * share) * (probes + 1) / (probes * share + 1)
 
 
 def _cut(objectives: Sequence[Objective], count: int) -> tuple[Objective, ...]:

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from evomerge.config import Experiment
     from evomerge.draft import Task
     from evomerge.engine.study import Study
 
@@ -31,8 +32,8 @@ def init(
 ) -> None:
     """Look at checkpoints and data, and write a commented experiment that runs.
 
-    Items are split into a search and a held-out part. Kind of objective, size of the space, search
-    and budget follow rules that the written file states; change there what you know better.
+    Items are split into a search and a held-out part. Kind of objective, size of the space and
+    budget follow rules that the written file states; change there what you know better.
 
     Example: evomerge init --base zoo:base --expert vqa=zoo:full/vqa --expert ocr=zoo:full/ocr
     --data items.jsonl --out my-search
@@ -81,10 +82,14 @@ def _say(study: Study, tasks: Sequence[Task]) -> None:
         held_out = f"{len(task.held_out)} held out" if task.held_out else "too few to hold some out"
         typer.echo(f"{task.name}: {task.kind}, {len(task.search)} items to search, {held_out}")
     experiment = study.experiment
-    typer.echo(
-        f"space: {study.space.dimension} genes; search: {experiment.search.algorithm}, "
-        f"{experiment.budget.candidates} candidates"
-    )
+    typer.echo(f"space: {study.space.dimension} genes; {experiment.budget.candidates} candidates")
+    typer.echo(search_line(experiment))
+
+
+def search_line(experiment: Experiment) -> str:
+    """The algorithm of an opened study's experiment, and why `auto` chose it, where it did."""
+    why = f", as {experiment.auto}" if experiment.auto else ""
+    return f"search: {experiment.search.algorithm}{why}"
 
 
 def estimate_lines(study: Study, measure: bool) -> list[str]:

@@ -75,6 +75,7 @@ def override(
 
 def search(experiment: Experiment, directory: Path, console: Console) -> None:
     """Runs or resumes a search in a run directory, and prints how it goes and what it found."""
+    from evomerge.cli.init import search_line
     from evomerge.cli.watch import following
     from evomerge.directions import make_directions
     from evomerge.engine.loop import Loop
@@ -93,6 +94,8 @@ def search(experiment: Experiment, directory: Path, console: Console) -> None:
     try:
         loop = Loop(study, ledger)
         loop.check()
+        if loop.study.experiment.auto:
+            console.print(search_line(loop.study.experiment), highlight=False)
         _say_what_is_there(ledger, console)
         ledger.note(experiment.model_dump(mode="json", include={"budget", "pool"}))
         with console.status("starting workers"):

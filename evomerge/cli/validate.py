@@ -28,11 +28,12 @@ def validate(
     from evomerge.search.base import find_algorithm
 
     declared = load_experiment(experiment)
-    algorithm = find_algorithm(declared.search.algorithm)
     with TemporaryDirectory() as folder:
         study = open_study(make_directions(declared, Path(folder)))
         estimate = estimate_lines(study, measure)
     opened = study.sources.experts
+    algorithm = find_algorithm(study.experiment.search.algorithm)
+    why = study.experiment.auto
     told = [r.name for r in study.references if r.genome is not None]
     items = sum(len(o.items("search")) for o in study.objectives)
     held_out = sum(len(o.items("held_out")) for o in study.objectives)
@@ -46,7 +47,8 @@ def validate(
         f"  items      {items} to search, {held_out} held out\n"
         f"  front over {', '.join(declared.optimise.names)}\n"
         f"  search     {algorithm.name}: {algorithm.help}\n"
-        f"  references in the space: {', '.join(told) or 'none'}"
+        + (f"             chosen by auto, as {why}\n" if why else "")
+        + f"  references in the space: {', '.join(told) or 'none'}"
     )
     for line in estimate:
         typer.echo(f"  {line}")

@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 from evomerge.cli.main import app
 from evomerge.config import load_experiment
-from evomerge.draft import algorithm_for, kind_of, new_tokens, task_of
+from evomerge.draft import kind_of, new_tokens, task_of
 from evomerge.engine.study import open_study
 from evomerge.errors import DataError
+from evomerge.estimate import _made
 from evomerge.scoring.data import Item, content_key, load_items
 from tests.cli.test_commands import invoke
+from tests.studies import small_experiment, write_experiment
 
 
 def items(*answers: str, choices: tuple[str, ...] | None = None) -> list[Item]:
@@ -41,13 +43,6 @@ def jsonl(path: Path, rows: list[dict]) -> Path:  # type: ignore[type-arg]
 )
 def test_kinds_follow_the_answers(found: list[Item], kind: str) -> None:
     assert kind_of(found) == kind
-
-
-def test_algorithms_follow_genes_and_candidates() -> None:
-    assert algorithm_for(60, 200) == "gp"
-    assert algorithm_for(61, 200) == "cma"
-    assert algorithm_for(60, 201) == "cma"
-    assert algorithm_for(120, 100) == "diagonal-cma"
 
 
 def test_room_for_the_answer() -> None:
@@ -100,12 +95,14 @@ def test_what_is_written_runs(workspace: Path, tmp_path: Path) -> None:
         *("--data", f"prose={jsonl(tmp_path / 'p.jsonl', long)}"),
     )
     assert "a candidate takes" in printed
+    assert "search: gp, as a budget of 1 leaves no room for probes" in printed
     written = yaml.safe_load((out / "experiment.yaml").read_text())
     assert written["optimise"] == {
         "maximise": ["sums"],
         "minimise": ["prose"],
         "reference": {"prose": 100.0},
     }
+    assert written["search"] == {"algorithm": "auto", "seed": 0}
     kinds = [o["kind"] for o in written["objectives"]]
     assert kinds == ["answer", "perplexity"]
     study = open_study(load_experiment(out))
@@ -113,7 +110,9 @@ def test_what_is_written_runs(workspace: Path, tmp_path: Path) -> None:
     kept = [i.extra for i in load_items(out / "sums-search.jsonl")]
     assert kept == [{"topic": "sums"}] * 12
 
-    assert "budget of 1 candidates is spent" in invoke("run", out, "--out", tmp_path / "run")
+    ran = invoke("run", out, "--out", tmp_path / "run")
+    assert ran.startswith("search: gp, as a budget of 1 leaves no room for probes")
+    assert "budget of 1 candidates is spent" in ran
     again = CliRunner().invoke(
         app, ["init", "--base", "b", "--expert", "a=b", "--data", "c", "--out", str(out)]
     )
@@ -138,3 +137,20 @@ def test_the_estimate_of_an_experiment(workspace: Path) -> None:
     printed = invoke("validate", "quickstart")
     assert "memory: a worker holds" in printed
     assert "a candidate takes" not in printed
+    assert "chosen by auto" not in printed
+
+
+def test_validate_shows_what_auto_chooses_and_why(workspace: Path) -> None:
+    auto = write_experiment(workspace, "auto.yaml", search={"seed": 1})
+    printed = " ".join(invoke("validate", auto).split())
+    assert "search gp: Bayesian optimisation" in printed
+    assert "chosen by auto, as 48 items are too few to be looked at in parts" in printed
+
+
+def test_probes_are_merges_too(workspace: Path) -> None:
+    """First 36 probes of a twentieth of the items; then 24 such for each score."""
+    search = {"algorithm": "guided", "options": {"probes": 24, "startup": 36}}
+    guided = open_study(small_experiment(workspace, search=search))  # 24 items: 20 blocks
+    assert _made(guided, 10) == pytest.approx(36 + (10 - 36 / 20) * 25 / (24 / 20 + 1))
+    assert _made(guided, 1) == pytest.approx(20)  # all of it goes into the first probes
+    assert _made(open_study(small_experiment(workspace)), 10) == 10
