@@ -10,6 +10,7 @@ import yaml
 from evomerge.config import (
     Experiment,
     Optimise,
+    SearchConfig,
     check_names,
     experiment_from,
     load_experiment,
@@ -53,6 +54,7 @@ def test_defaults(load) -> None:
     experiment = load()
     assert experiment.name == "mine"
     assert experiment.search.seed == 0
+    assert load(search=None).search == SearchConfig(algorithm="auto", seed=0)
     assert (experiment.pool.name, experiment.pool.workers) == ("inline", 1)
     assert experiment.backend.name == "transformers"
     assert experiment.objectives == ({"source": "vqa"}, {"source": "ocr"})
@@ -67,6 +69,7 @@ def test_an_experiment_survives_its_dump(load) -> None:
             "scalarise": {"rule": "chebyshev", "weights": {"vqa": 2}},
         },
         budget={"hours": 0.1, "tokens": 10},
+        directions={"math": "expert", "merged": {"method": "ties", "experts": ["code"]}},
     )
     assert experiment_from(experiment.model_dump(mode="json")) == experiment
 
@@ -162,6 +165,18 @@ def test_an_experiment_in_a_folder_has_the_folders_name(tmp_path: Path) -> None:
             r"optimise\.scalarise\.rule: Input should be 'weighted-sum' or 'chebyshev'",
         ),
         (
+            {"directions": {"mat": "expert"}},
+            r"direction 'mat': no expert has that name; did you mean 'math'\?",
+        ),
+        (
+            {"directions": {"math": {"method": "ties"}}},
+            r"direction 'math' has the name of an expert; .* write math: expert to search over the",
+        ),
+        (
+            {"directions": {"merged": {"method": "ties", "experts": ["mat"]}}},
+            r"direction 'merged' names expert 'mat'; did you mean 'math'\?",
+        ),
+        (
             {"space": {"method": "task_arithmetic", "genes": {"wieght": {}}}},
             r"mine\.yaml:\d+: space\.genes\.wieght: .*did you mean 'weight'\?",
         ),
@@ -221,6 +236,7 @@ def test_the_identity_ignores_budget_and_pool(load) -> None:
         {"search": {"algorithm": "cma", "seed": 1}},
         {"search": {"algorithm": "cma", "options": {"population": 5}}},
         {"search": {"algorithm": "cma", "racing": {"level": 0.1}}},
+        {"directions": {"math": "expert"}},
         {"backend": {"dtype": "bfloat16"}},
     ],
 )
