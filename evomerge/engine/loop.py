@@ -8,7 +8,7 @@ same ledger, event for event, as without the interruption.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import islice
@@ -19,7 +19,7 @@ from evomerge.config import Optimise, Scalarise
 from evomerge.engine.pools import Pool
 from evomerge.engine.race import Race
 from evomerge.engine.rungs import Rungs
-from evomerge.engine.study import Study, fingerprint_of, search_settings
+from evomerge.engine.study import Study, fingerprint_of, search_settings, with_search_of
 from evomerge.engine.tasks import Outcome, Task, failure
 from evomerge.errors import CandidateError, OutputError
 from evomerge.ledger.events import Event
@@ -48,12 +48,14 @@ class Loop:
     _running: set[int] = field(default_factory=set)
 
     def check(self) -> None:
-        """What can be known before any worker starts.
+        """What can be known before any worker starts; a choice of `auto` stays what it was.
 
         Raises:
             OutputError: the ledger belongs to another experiment.
         """
         events = self.ledger.events()
+        if events and events[0].kind == "study":
+            self.study = with_search_of(self.study, events[0].body)
         body = self.study.body()
         if events and (events[0].kind != "study" or _fingerprints_differ(events[0].body, body)):
             raise OutputError(
@@ -73,8 +75,7 @@ class Loop:
         self._open_search()
         self._resume()
         self._propose_references()
-        begun = [c for c in self.state.candidates.values() if self._rungs.open(c)]
-        self._evaluate(begun, "search", then_ask=True)
+        self._evaluate(self.state.pending(), "search", then_ask=True)
         self._rescore()
         if self.state.finished is None:
             self._record(Event("finished", body={"reason": self._spent() or "nothing left to ask"}))
@@ -84,14 +85,13 @@ class Loop:
         study = self.study
         settings, objectives = search_settings(study.experiment)
         self._fitness = partial(_fitness, study.experiment.optimise, study.directions)
-        rungs = Rungs(study, guided=False)
+        self._rungs = rungs = Rungs(study)
         measured = Measured(rungs.blocks, rungs.signals, self._fitness, rungs.value)
         space = study.space
         self._search: Search = make_search(
             settings, space.dimension, objectives, space.genes, measured
         )
         self._guide = cast(Guided, self._search) if hasattr(self._search, "look") else None
-        self._rungs = replace(rungs, guided=self._guide is not None)
         self._race = Race(self._rungs, self._fitness)
 
     def _resume(self) -> None:
@@ -208,7 +208,7 @@ class Loop:
 
     def _references_pending(self) -> bool:
         first = islice(self.state.candidates.values(), len(self.study.references))
-        return any(self._rungs.open(c) for c in first)  # references are proposed first
+        return any(c.status == "pending" for c in first)  # references are proposed first
 
     def _ask(self, free: int) -> list[int]:
         """New candidates for the free workers, as many as the budget and the search allow."""
@@ -256,7 +256,9 @@ class Loop:
         if outcome.seen is not None:
             return self._record_part(outcome.task, outcome.seen)
         if outcome.scores is not None:
-            return self._record_scores(id, "scored" if split == "search" else split, outcome.scores)
+            kind: Literal["scored", "held_out"] = "scored" if split == "search" else "held_out"
+            self._record(Event(kind, id, outcome.scores.body(), outcome.scores.timing))
+            return False
         if outcome.lost:
             self._record(Event("lost", id, {"reason": outcome.reason}))
             if self.state.candidates[id].attempts < ATTEMPTS:
@@ -271,10 +273,6 @@ class Loop:
         self._record(Event("failed", id, {"reason": outcome.reason}))
         return False
 
-    def _record_scores(self, id: int, kind: Literal["scored", "held_out"], scores: Scores) -> bool:
-        self._record(Event(kind, id, scores.body(), scores.timing))
-        return kind == "scored" and self._rungs.owes_signals(self.state.candidates[id])
-
     def _record_part(self, task: Task, seen: Seen) -> bool:
         """Writes a part, or the whole score that it completes; True if more is to be asked."""
         candidate = self.state.candidates[task.candidate]
@@ -283,10 +281,11 @@ class Loop:
         except CandidateError as error:
             return self._record_outcome(failure(task, error))
         if scores is not None:
-            return self._record_scores(candidate.id, "scored", scores)
+            self._record(Event("scored", candidate.id, scores.body(), scores.timing))
+            return False
         self._record(Event("seen", candidate.id, seen.body(), seen.timing))
         self._judge(candidate)
-        return self._rungs.open(candidate)
+        return candidate.status == "pending"
 
     def _judge(self, candidate: Candidate) -> None:
         """Ends a candidate that is in a race if the front of this moment dominates it."""

@@ -24,10 +24,9 @@ _LARGEST = 700.0  # whose exponential is finite
 
 @dataclass(frozen=True)
 class Rungs:
-    """How the candidates of a study are measured. ``guided``: by a search that looks at them."""
+    """How the candidates of a study are measured."""
 
     study: Study
-    guided: bool
     _positions: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @cached_property
@@ -72,28 +71,10 @@ class Rungs:
         """What is to be asked of a candidate on the search split; None: all at once."""
         if candidate.look is not None:
             return candidate.look
-        if self.owes_signals(candidate):
-            return Part(tuple(range(len(self.blocks))), signal=True)
         racing = self.study.experiment.search.racing and self.parts
         if candidate.is_reference or not racing:
             return None
         return self.parts[len(candidate.rungs)]
-
-    def open(self, candidate: Candidate) -> bool:
-        """Whether anything is still to be asked of a candidate on the search split."""
-        return candidate.status == "pending" or self.owes_signals(candidate)
-
-    def owes_signals(self, candidate: Candidate) -> bool:
-        """A guided search also wants the signals of references that lie in the space."""
-        return (
-            self.guided
-            and bool(self.signals)
-            and candidate.is_reference
-            and candidate.genome is not None
-            and candidate.status == "scored"
-            and not candidate.seen
-            and candidate.reason is None  # there are none
-        )
 
     def promised(self, candidates: Iterable[Candidate], whole: int) -> int:
         """Items that candidates under way may still take, where a full evaluation has ``whole``."""

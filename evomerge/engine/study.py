@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from evomerge.checkpoints.catalog import fingerprint
 from evomerge.checkpoints.layout import layout
 from evomerge.checkpoints.sources import Sources, open_sources
 from evomerge.checkpoints.statistics import open_statistics
-from evomerge.config import AGGREGATES, Experiment, check_names
+from evomerge.config import AGGREGATES, Experiment, SearchConfig, check_names
 from evomerge.engine.references import Reference, references, starts
 from evomerge.errors import ConfigError
 from evomerge.instantiate import FLOATING, check_statistics
@@ -127,6 +127,20 @@ def chosen(experiment: Experiment, objectives: Sequence[Objective], space: Space
         update={"algorithm": choice.algorithm, "options": dict(choice.options)}
     )
     return experiment.model_copy(update={"search": search, "auto": choice.why})
+
+
+def with_search_of(study: Study, body: Mapping[str, Any]) -> Study:
+    """The study with the search that `auto` chose in the session that began it.
+
+    ``body`` is its ledger's first event. The choice looks at the budget, which may change.
+    """
+    recorded = body["experiment"]
+    experiment = study.experiment
+    if not experiment.auto or not recorded.get("auto"):
+        return study
+    search = SearchConfig(**recorded["search"])
+    update = {"search": search, "auto": recorded["auto"]}
+    return replace(study, experiment=experiment.model_copy(update=update))
 
 
 def space_paths(experiment: Experiment) -> dict[str, str]:

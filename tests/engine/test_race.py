@@ -40,7 +40,7 @@ def study(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture(scope="module")
 def race(study: Study) -> Race:
-    return Race(Rungs(study, guided=False), lambda values: tuple(values.values()))
+    return Race(Rungs(study), lambda values: tuple(values.values()))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def candidates(study: Study, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def begun(study: Study, candidates: dict[str, Candidate]) -> Race:
     """The race after the reference points."""
-    race = Race(Rungs(study, guided=False), lambda values: tuple(values.values()))
+    race = Race(Rungs(study), lambda values: tuple(values.values()))
     for candidate in candidates.values():
         if candidate.is_reference:
             race.enter(candidate)
@@ -130,7 +130,7 @@ def test_reference_points_drop_nobody(study: Study, candidates: dict[str, Candid
 
 
 def test_it_follows_the_front(study: Study, candidates: dict[str, Candidate]) -> None:
-    race = Race(Rungs(study, guided=False), lambda values: tuple(values.values()))
+    race = Race(Rungs(study), lambda values: tuple(values.values()))
     scores = candidates["good"].scores
     assert scores is not None
 
