@@ -5,13 +5,16 @@ et al. 2025, arXiv 2406.07529, fits them). A full quadratic of d genes has (d+1)
 coefficients; here they are not free: in the prior, genes of one expert, one module kind, one place
 move together, as much as the data say. Such a model is a Gaussian process with the kernel
 
-    k(z, z') = (u + c u²) (1 + ρ [both by the metric]) + b (shared blocks) + 4 [same measure],
+    k(z, z') = (u + c u²) (1 + ρ [both by the metric]) + (s u + b [same measure]) (shared blocks)
+               + 4 [same measure],
     u = Σₗ vₗ (Mₗᵀz)·(Mₗᵀz') / 10,
 
 where z is the displacement from the centre and Mₗ sums the genes of each group of a level. The
 posterior mean is a quadratic in closed form. Signal and metric have a constant each, and the blocks
-of items have theirs: two candidates are compared only as far as they answered the same items. The
-metric may differ from the signal by as smooth a function, of which ρ says how large it is.
+of items have theirs: two candidates are compared only as far as they answered the same items. A
+block may also lean to other merges than all items do (s): what is not shared by the blocks is not
+expected of new items. The metric may differ from the signal by as smooth a function, of which ρ says
+how large it is.
 """
 
 from __future__ import annotations
@@ -31,9 +34,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-HYPER = (8.0, 8.0, 4.0, 4.0, 2.0, 4.0, 0.5, 0.5, 0.2)
-"""Where the search for variances starts: of the five levels, of the squares, blocks and noise, and
-the metric's own part, as a share of what it has in common with the signal."""
+HYPER = (8.0, 8.0, 4.0, 4.0, 2.0, 4.0, 0.5, 0.5, 0.2, 1.0)
+"""Where the search for variances starts: of the five levels, of the squares, blocks and noise, the
+metric's own part, as a share of what it has in common with the signal, and the blocks' leanings."""
 
 SPREAD = 2.0  # of the prior of each variance's logarithm, around HYPER
 METRIC_NOISE = 2.0  # an item judged 0 or 1 says so much less than its signal
@@ -193,6 +196,7 @@ class _Grams:
     def covariance(self, variances: Array) -> Array:
         u = np.tensordot(variances[:5], self.levels, 1)
         whole = (u + variances[5] * u**2) * (1.0 + variances[8] * self.metric)
+        whole += variances[9] * self.blocks * u
         whole += variances[6] * self.blocks + 4.0 * self.kinds
         whole[np.diag_indices_from(whole)] += variances[7] * self.noise
         return np.asarray(whole)
@@ -213,7 +217,7 @@ def _estimate(grams: _Grams, scaled: Array) -> Array:
 
     best, least = start, loss(start)
     for step in (5.0, 2.2):
-        for i in (7, 0, 1, 2, 3, 4, 5, 6, 8):
+        for i in (7, 0, 1, 2, 3, 4, 9, 5, 6, 8):
             for factor in (step, 1 / step):
                 tried = best.copy()
                 tried[i] *= factor
