@@ -18,6 +18,10 @@ needs_pymoo = pytest.mark.skipif(
 )
 
 
+# NGOpt's choice here, Cobyla, runs in a thread of nevergrad's, whose warnings nobody can catch.
+threaded = pytest.mark.filterwarnings("ignore")
+
+
 @pytest.fixture(scope="module")
 def bed() -> Bed:
     return analytic.make_bed(20, 0)
@@ -62,6 +66,7 @@ def test_tied_genes_share_one_value_an_expert() -> None:
     assert told[1][1] == (0.5,) * 4
 
 
+@threaded
 @pytest.mark.parametrize("name", ["evo-merging", "lorahub"])
 def test_one_weight_an_expert_is_broadcast(bed: Bed, name: str) -> None:
     for genome in ask(bed, name, 12):
@@ -70,6 +75,7 @@ def test_one_weight_an_expert_is_broadcast(bed: Bed, name: str) -> None:
         assert all(0 <= u <= 1 for u in genome)
 
 
+@threaded
 def test_evo_merging_starts_near_the_average_and_lorahub_at_zero(bed: Bed) -> None:
     near = np.array(ask(bed, "evo-merging", 20))
     assert near.mean() == pytest.approx(0.2, abs=0.03)
