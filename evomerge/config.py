@@ -97,7 +97,10 @@ class Racing(_Model):
 
 
 class SearchConfig(_Model):
-    """Which algorithm proposes candidates; ``options`` are its own settings."""
+    """Which algorithm proposes candidates; ``options`` are its own settings.
+
+    ``auto`` chooses one when the study is opened, and says why.
+    """
 
     algorithm: str = "auto"
     seed: int = 0
@@ -175,7 +178,9 @@ class Direction(_Model):
     """A static merge whose result is searched over as if it were an expert.
 
     It merges ``experts`` (all of the experiment's by default) on the tensors that the space moves,
-    with the method's defaults where ``parameters`` gives nothing.
+    with the method's defaults where ``parameters`` gives nothing, and is a reference point as well.
+    In its place ``expert`` keeps the expert of that name in the search; without any direction, all
+    experts are.
     """
 
     method: str

@@ -83,7 +83,8 @@ def experiment_page() -> str:
         "# The experiment file",
         "Every key that `evomerge run` takes, from the models that check it; a wrong key names its "
         "file, line and the nearest known one. Objectives are described in `objectives/README.md`, "
-        "spaces in `search_spaces/README.md`, both beside the shipped ones.",
+        "spaces in `search_spaces/README.md`, both beside the shipped ones; how to search, in "
+        "[Searching](searching.md).",
     ]
     for title, model in MODELS:
         note = " ".join((model.__doc__ or "").replace("``", "`").split())

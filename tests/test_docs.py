@@ -6,11 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from evomerge.config import load_experiment
+from evomerge.engine.study import search_settings
 from evomerge.methods import all_methods
 from evomerge.report.methods import methods_page
+from evomerge.search import auto
+from evomerge.search.base import check_settings, find_algorithm
 from tests.methods.record import Measured, measure, recorded
 from tests.reference import PAGES
 
@@ -42,6 +48,34 @@ def test_no_method_comes_less_near_than_the_page_says(measured: dict[str, Measur
 @pytest.mark.parametrize("page", PAGES)
 def test_the_reference_is_up_to_date(page: str) -> None:
     assert (DOCS / page).read_text("utf-8") == PAGES[page](), "run `python -m tests.reference`"
+
+
+def test_the_page_on_searching_is_valid(tmp_path: Path) -> None:
+    """Its examples load, its options are those of the algorithm, its rules those of `auto`."""
+    page = (DOCS / "searching.md").read_text("utf-8")
+    shown: dict[str, Any] = {}
+    for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
+        shown |= yaml.safe_load(block)
+    assert shown.keys() == {"search", "experts", "directions"}
+    rest = {
+        "base": "org/base",
+        "space": "layerwise-task-arithmetic",
+        "objectives": ["zoo/vqa"],
+        "optimise": {"maximise": ["zoo/vqa"]},
+        "budget": {"candidates": 100},
+    }
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(rest | shown))
+    experiment = load_experiment(tmp_path)
+
+    settings, objectives = search_settings(experiment)
+    _, options = check_settings(settings, objectives)
+    guided = {name: option.default for name, option in find_algorithm("guided").options.items()}
+    assert options == guided
+    assert re.findall(r"^\| `(\w+)` \| ", page.split("## What an obj")[0], re.MULTILINE) == [
+        *guided
+    ]
+    for limit in ("PROBED", "SHORT", "GP_GENES", "GP_CANDIDATES", "DENSE_GENES"):
+        assert f" {getattr(auto, limit)} " in page, limit
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

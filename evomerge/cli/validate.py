@@ -34,6 +34,9 @@ def validate(
     opened = study.sources.experts
     algorithm = find_algorithm(study.experiment.search.algorithm)
     why = study.experiment.auto
+    directions = [
+        f"{name} ({d if d == 'expert' else d.method})" for name, d in declared.directions.items()
+    ]
     told = [r.name for r in study.references if r.genome is not None]
     items = sum(len(o.items("search")) for o in study.objectives)
     held_out = sum(len(o.items("held_out")) for o in study.objectives)
@@ -42,7 +45,7 @@ def validate(
         f"  space      {declared.space.name} ({declared.space.method}), "
         f"{study.space.dimension} genes in {len(study.space.cells)} groups\n"
         f"  experts    {', '.join(f'{n} ({opened[n].kind})' for n in declared.experts)}\n"
-        f"  directions {', '.join(declared.directions) or 'none'}\n"
+        f"  directions {', '.join(directions) or 'none'}\n"
         f"  objectives {', '.join(o.name for o in study.objectives)}\n"
         f"  items      {items} to search, {held_out} held out\n"
         f"  front over {', '.join(declared.optimise.names)}\n"
