@@ -22,7 +22,8 @@ FAST |= {name: {"samples": 6, "batch": 6} for name in ("map", "map-bayesian", "m
 FAST["map-bayesian"] |= {"updates": 1}
 FAST["mm-mo"] = {"startup": 4, "batch": 4}
 FAST["demix"] = {"samples": 4, "batch": 8, "pool": 100}
-SLOW = {"gp": 5, "mm-mo": 5, "demix": 12}
+FAST["guided"] = {"startup": 4}
+SLOW = {"gp": 5, "auto": 5, "mm-mo": 5, "demix": 12, "guided": 20}
 DIMENSION = 4
 GENES = [
     Gene(f"{name}[{expert}]", low, high, log=False)
@@ -42,7 +43,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Gaussian processes are slow: they get few asks."""
+    """Gaussian processes, which `auto` chooses too where no items are known, get few asks."""
     return [
         Case(algorithm.name, objectives, SLOW.get(algorithm.name, 30))
         for algorithm in ALGORITHMS.values()
@@ -88,7 +89,7 @@ def test_it_takes_what_engines_do(case: Case, check: Callable[..., None]) -> Non
 
 @each_case
 def test_replay_notices_another_run(case: Case) -> None:
-    if case.algorithm in ("gp", "tpe"):
+    if case.algorithm in ("gp", "tpe", "guided", "auto"):
         pytest.skip("replays without asking again, so it cannot see the difference")
     testing.check_replay_notices_another_run(case.make, DIMENSION, case.objectives)
 
@@ -96,7 +97,8 @@ def test_replay_notices_another_run(case: Case) -> None:
 @each_case
 def test_it_learns(case: Case) -> None:
     few = {"gp": (8, (1,)), "mm-mo": (24, (1, 2, 3)), "tpe": (40, (1, 2)), "demix": (24, (1, 2, 3))}
-    few |= {name: (24, (1, 2, 3)) for name in ("map", "map-bayesian", "map-nested")}
+    few |= {name: (24, (1, 2, 3)) for name in ("map", "map-bayesian", "map-nested", "guided")}
+    few["auto"] = (16, (1,))
     asks, seeds = few.get(case.algorithm, (100, (1, 2, 3)))
     if case.algorithm in ("random", "qmc"):
         pytest.skip("samples without learning")

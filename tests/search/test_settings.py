@@ -32,7 +32,7 @@ def test_rows_are_named_and_their_defaults_are_in_range() -> None:
     ("settings", "message"),
     [
         (SearchSettings("cmma", 1), "'cmma' is unknown; did you mean 'cma'"),
-        (SearchSettings("xxxxx", 1), "known: cma, diagonal-cma"),
+        (SearchSettings("xxxxx", 1), "known: auto, cma, diagonal-cma"),
         (SearchSettings("cma", 1, {"sigmas": 0.1}), "no option 'sigmas'; did you mean 'sigma'"),
         (SearchSettings("random", 1, {"sigma": 0.1}), "known: none"),
         (SearchSettings("cma", 1, {"sigma": 1.5}), "cma.sigma is 1.5; expected float from 0.0001"),
