@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 from benchmarks.search.bed import Bed
 from evomerge.backends import candidates, make_backend
-from evomerge.config import Direction, Experiment, load_experiment
+from evomerge.config import Direction, Experiment, load_experiment, load_space
 from evomerge.directions import make_directions
 from evomerge.engine.study import Study, open_study
 from evomerge.methods import get_method
 from evomerge.scoring.objectives import Objective, Split
 from evomerge.scoring.requests import LogLikelihood
-from evomerge.space import GeneSpec, Genome
+from evomerge.space import Genome
 from evomerge.zoo import network
 
 ITEMS = 80  # search items of an objective: 400 in all
@@ -144,14 +144,11 @@ def experiment_of(name: str) -> Experiment:
     """The experiment of a bed, its static merge made."""
     base, method = DIRECTIONS[name]
     plain = load_experiment(base)
-    weight = GeneSpec(per=("expert", "group"), low=-0.5, high=2.0)
+    mixed = {**dict.fromkeys(plain.experts, "expert"), method: Direction(method=method)}
     searched = plain.model_copy(
         update={
-            "directions": {
-                **dict.fromkeys(plain.experts, "expert"),
-                method: Direction(method=method),
-            },
-            "space": plain.space.model_copy(update={"genes": {"weight": weight}}),
+            "directions": mixed,
+            "space": load_space("layerwise-mix", Path.cwd()),
             "statistics": _statistics(base, method),
         }
     )

@@ -12,9 +12,8 @@ move together, as much as the data say. Such a model is a Gaussian process with 
 where z is the displacement from the centre and Mₗ sums the genes of each group of a level. The
 posterior mean is a quadratic in closed form. Signal and metric have a constant each, and the blocks
 of items have theirs: two candidates are compared only as far as they answered the same items. A
-block may also lean to other merges than all items do (s): what is not shared by the blocks is not
-expected of new items. The metric may differ from the signal by as smooth a function, of which ρ says
-how large it is.
+block may also lean to other merges than all items do (s): what blocks do not share is not expected
+of new items. The metric may differ from the signal by as smooth a function; ρ says how large.
 """
 
 from __future__ import annotations
