@@ -22,6 +22,7 @@ from evomerge.errors import ConfigError
 from evomerge.instantiate import FLOATING, check_statistics
 from evomerge.methods import get_method
 from evomerge.recipe import Source
+from evomerge.scoring.measures import Perplexity
 from evomerge.scoring.objectives import Objective, load_objective
 from evomerge.search import check_space
 from evomerge.search.auto import choose
@@ -121,8 +122,8 @@ def chosen(experiment: Experiment, objectives: Sequence[Objective], space: Space
     if experiment.search.algorithm != "auto":
         return experiment
     items = sum(len(o.items("search")) for o in objectives)
-    signals = any(o.has_signal for o in objectives)
-    choice = choose(space.dimension, items, signals, experiment.budget.candidates)
+    smooth = any(o.has_signal or isinstance(o.measure, Perplexity) for o in objectives)
+    choice = choose(space.dimension, items, smooth, experiment.budget.candidates)
     search = experiment.search.model_copy(
         update={"algorithm": choice.algorithm, "options": dict(choice.options)}
     )

@@ -27,8 +27,8 @@ class Choice:
 def choose(genes: int, items: int, signals: bool, candidates: int | None) -> Choice:
     """The search for so many genes and search items, and a budget in full evaluations.
 
-    ``signals``: whether any objective's items have a likelihood of the right answer, or a metric
-    that is one. ``candidates`` is None where the budget is declared otherwise.
+    ``signals``: whether any objective's items have a signal, or a perplexity, which needs none.
+    ``candidates`` is None where the budget is declared otherwise.
     """
     short = candidates is not None and candidates < SHORT
     if items >= PROBED and signals and not short:

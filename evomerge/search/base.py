@@ -118,7 +118,7 @@ class Guided(Search, Protocol):
 
         A look by signal is reported twice, by signal and by metric, where some objectives have no
         signal. Of a candidate in a race, rungs are reported as they come, then `tell`, or `fail`
-        if it is dropped. References are told first, then their signals are reported.
+        if it is dropped.
         """
 
 
