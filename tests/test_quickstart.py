@@ -24,7 +24,7 @@ def invoke(*arguments: str | Path) -> str:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "quickstart"
-    invoke("run", "quickstart", "--out", out, "--candidates", "2")
+    invoke("run", "quickstart", "--out", out, "--candidates", "8")
     return out
 
 
@@ -32,12 +32,19 @@ def test_the_front_stands_beside_every_reference_on_the_held_out_split(finished:
     front = json.loads(invoke("front", finished, "--json"))
     references = {p["name"]: p["held_out"] for p in front["references"]}
 
-    assert list(references) == ["base", *sorted(TASKS), "weight average", "task arithmetic 0.3"]
+    merges = ["weight average", "task arithmetic 0.3", "swudi"]
+    assert list(references) == ["base", *sorted(TASKS), *merges]
     for task in TASKS:
         own = references[task][f"zoo/{task}"]
         assert own["n"] == 400
         assert own["value"] > references["base"][f"zoo/{task}"]["value"] + 0.15
     assert references["weight average"]["mean"]["value"] > references["base"]["mean"]["value"]
+
+
+def test_most_of_the_budget_goes_into_probes(finished: Path) -> None:
+    status = json.loads(invoke("status", finished, "--json"))["candidates"]
+    assert status["scored"] == 3
+    assert status["probed"] >= 60
 
 
 def test_the_knee_is_exported_and_answers_as_it_was_scored(finished: Path, tmp_path: Path) -> None:
@@ -66,6 +73,7 @@ def test_lora_experts_go_through_every_shipped_space(
     tmp_path: Path, space: str, experts: tuple[str, ...]
 ) -> None:
     content: dict[str, Any] = yaml.safe_load(find("experiments", "quickstart").read_text())
+    del content["directions"]
     content |= {
         "experts": {task: f"zoo:lora/{task}" for task in experts},
         "space": space,
