@@ -5,8 +5,8 @@ et al. 2025, arXiv 2406.07529, fits them). A full quadratic of d genes has (d+1)
 coefficients; here they are not free: in the prior, genes of one expert, one module kind, one place
 move together, as much as the data say. Such a model is a Gaussian process with the kernel
 
-    k(z, z') = (u + c u²) (1 + ρ [both by the metric]) + (s u + b [same measure]) (shared blocks)
-               + 4 [same measure],
+    k(z, z') = (u + c u²) (1 + ρ [both by the metric])
+               + ((s u + b) (shared blocks) + 4) [same measure],
     u = Σₗ vₗ (Mₗᵀz)·(Mₗᵀz') / 10,
 
 where z is the displacement from the centre and Mₗ sums the genes of each group of a level. The
