@@ -207,6 +207,19 @@ def test_rungs_of_one_candidate_add_up() -> None:
     assert sum(whole._rows[0, True].blocks.values()) == 3 * ITEMS
 
 
+@each_kind
+def test_at_the_centre_the_model_expects_what_was_told(toy: Toy) -> None:
+    """Means by objective are made values, and values scores, as the engine makes them."""
+    search = guided(toy)
+    drive(search, toy, 5)
+    search.ask([1000])
+    model = search._model
+    assert model is not None
+    genome = tuple((model.centre / 1.5).tolist())
+
+    assert search._aims(model, model.level) == pytest.approx(toy.scores(genome))
+
+
 def test_each_aim_takes_its_turn() -> None:
     """Aims by name: adds, names, size, sorts, surprise; all alike, then each by itself."""
     toy = Toy(surprise=True, size=True)
