@@ -24,7 +24,7 @@ from evomerge.search.surrogate import Array, Observations, Surrogate, fit, level
 if TYPE_CHECKING:
     from evomerge.space import Gene
 
-VERSION = 40  # observations between two fits, unless a score comes first
+VERSION = 40  # observations between two fits, unless a score is asked or told
 MOST = 600  # observations in a fit: the latest
 FEWEST = 12
 REACH = 0.4  # of the model around its centre, root mean square of a gene's displacement
@@ -97,7 +97,7 @@ class GuidedSearch:
         measured: Measured | None = None,
     ) -> None:
         self._seed, self._objectives, self._measured = seed, objectives, measured
-        self._probes = int(options["probes"] or 0) if measured else 0
+        self._probes = int(options["probes"] or 0) if measured and measured.blocks else 0
         self._startup = int(options["startup"] or 0)
         self._radius = float(options["radius"] or 0)
         self._step = float(options["step"] or 0)
@@ -106,7 +106,7 @@ class GuidedSearch:
         self._levels = whole or (np.eye(dimension),) * len(SHARES[0])
         self._signal = bool(options["signal"])
         self._block: dict[tuple[str, int], int] = {}
-        self._blocks = len(measured.blocks) if measured else 1
+        self._blocks = max(len(measured.blocks), 1) if measured else 1
         for number, block in enumerate(measured.blocks if measured else ()):
             self._block |= {(name, at): number for name, found in block.items() for at in found}
         self._rows: dict[tuple[int, bool], _Row] = {}
@@ -120,7 +120,9 @@ class GuidedSearch:
 
     def look(self, candidate: int) -> Look | None:
         turn = self._turn(candidate)
-        return None if self._is_scored(turn) else Look((turn // 2 % self._blocks,), self._signal)
+        if self._is_scored(turn):
+            return None
+        return Look((self._probe(turn) // 2 % self._blocks,), self._signal)
 
     def observe(self, candidate: int, genome: Genome, evidence: Evidence) -> None:
         by_metric = not evidence.signal and self._is_whole(candidate)
@@ -147,7 +149,14 @@ class GuidedSearch:
         """Nothing to learn: what was seen of it is known."""
 
     def replay(self, candidate: int, genome: Genome) -> None:
-        self._turn(candidate)
+        self._begin(candidate)
+
+    def _begin(self, candidate: int) -> int:
+        """The candidate's turn; one that is to be scored is of all that was seen by now."""
+        turn = self._turn(candidate)
+        if self._probes and self._is_scored(turn):
+            self._freeze()
+        return turn
 
     def _turn(self, candidate: int) -> int:
         """The how-manieth the candidate is among those asked for."""
@@ -159,6 +168,11 @@ class GuidedSearch:
         """Whether that candidate is to be scored, not probed."""
         after = turn - self._startup
         return not self._probes or (after >= 0 and after % (self._probes + 1) == 0)
+
+    def _probe(self, turn: int) -> int:
+        """The how-manieth probe that turn is; without probes, the turn."""
+        after = turn - self._startup
+        return turn - (after // (self._probes + 1) + 1 if self._probes and after >= 0 else 0)
 
     def _is_whole(self, candidate: int) -> bool:
         """Whether what is seen of a candidate by the metric is of its score; else, of a probe."""
@@ -180,11 +194,11 @@ class GuidedSearch:
         self._optima: dict[int, Array] = {}
 
     def _propose(self, candidate: int) -> Genome:
-        turn = self._turn(candidate)
+        turn = self._begin(candidate)
         if self._probes and self._is_scored(turn):
             place = self._best((turn - self._startup) // (self._probes + 1))
         else:
-            pair, second = divmod(turn, 2)
+            pair, second = divmod(self._probe(turn), 2)
             rng = np.random.default_rng([self._seed, pair])
             best = self._best(int(rng.integers(self._objectives + 1)))
             away = self._displacement(rng, SHARES[turn >= FIRST])
@@ -265,9 +279,9 @@ class GuidedSearch:
             blocks[i, list(row.blocks)] = list(row.blocks.values())
         return Observations(
             places=np.array([row.place - centre for row in rows]),
-            blocks=blocks / blocks.sum(axis=1, keepdims=True),
+            blocks=blocks / np.maximum(blocks.sum(axis=1, keepdims=True), 1.0),
             values=np.array([[row.value(name) for name in names] for row in rows]),
-            items=np.array([float(sum(row.blocks.values())) for row in rows]),
+            items=np.array([max(1.0, sum(row.blocks.values())) for row in rows]),
             by_metric=np.array([row.by_metric for row in rows]),
         )
 
