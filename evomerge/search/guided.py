@@ -58,12 +58,10 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Data:
-    """A version of what was seen: rows by candidate and whether by the metric; told scores; the
-    places whose scores are awaited."""
+    """A version of what was seen: rows by candidate and whether by the metric; told scores."""
 
     rows: Mapping[tuple[int, bool], _Row]
     told: Mapping[int, tuple[float, ...]]
-    awaited: tuple[Array, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,6 @@ class GuidedSearch:
             self._block |= {(name, at): number for name, found in block.items() for at in found}
         self._rows: dict[tuple[int, bool], _Row] = {}
         self._told: dict[int, tuple[float, ...]] = {}
-        self._awaited: dict[int, Array] = {}
         self._first: int | None = None
         self._seen = 0
         self._freeze()
@@ -142,7 +139,6 @@ class GuidedSearch:
 
     def tell(self, candidate: int, genome: Genome, scores: tuple[float, ...]) -> None:
         self._told[candidate] = scores
-        self._awaited.pop(candidate, None)
         if self._measured is None:
             row = self._row(candidate, genome, True)
             row.sums = {f"{i:03d}": (score, 1) for i, score in enumerate(scores)}
@@ -151,10 +147,9 @@ class GuidedSearch:
 
     def fail(self, candidate: int) -> None:
         """Nothing to learn: what was seen of it is known."""
-        self._awaited.pop(candidate, None)
 
     def replay(self, candidate: int, genome: Genome) -> None:
-        self._await(candidate, self._begin(candidate), genome)
+        self._begin(candidate)
 
     def _begin(self, candidate: int) -> int:
         """The candidate's turn; one that is to be scored is of all that was seen by now."""
@@ -173,10 +168,6 @@ class GuidedSearch:
         """Whether that candidate is to be scored, not probed."""
         after = turn - self._startup
         return not self._probes or (after >= 0 and after % (self._probes + 1) == 0)
-
-    def _await(self, candidate: int, turn: int, genome: Genome) -> None:
-        if self._probes and self._is_scored(turn):
-            self._awaited[candidate] = np.array(genome) / self._unit
 
     def _probe(self, turn: int) -> int:
         """The how-manieth probe that turn is; without probes, the turn."""
@@ -198,7 +189,7 @@ class GuidedSearch:
     def _freeze(self) -> None:
         """Begins another version of the data, of which a model is made when it is needed."""
         rows = {key: row.copy() for key, row in self._rows.items()}
-        self._data = _Data(rows, dict(self._told), tuple(self._awaited.values()))
+        self._data = _Data(rows, dict(self._told))
         self._model: _Model | None = None
         self._optima: dict[int, Array] = {}
 
@@ -214,9 +205,7 @@ class GuidedSearch:
             if not self._probes and turn >= self._startup // 4:
                 away = away * second  # every other one is where the best is expected
             place = best + (away if second else -away)
-        genome = tuple(np.clip(place * self._unit, 0.0, 1.0).tolist())
-        self._await(candidate, turn, genome)
-        return genome
+        return tuple(np.clip(place * self._unit, 0.0, 1.0).tolist())
 
     def _displacement(self, rng: np.random.Generator, shares: tuple[int, ...]) -> Array:
         """(d,), random in the groups of a random level, about `step` a gene."""
@@ -299,20 +288,15 @@ class GuidedSearch:
     def _start(self, model: _Model, whole: Mapping[int, _Row]) -> Array:
         """The displacement of the told candidate that is best by its scores and by the model.
 
-        Scores alone would favour whoever was lucky with the items. Those that are awaited count by
-        the model alone, so that the search goes on from them while many workers are busy.
+        Scores alone would favour whoever was lucky with the items.
         """
-        places: list[tuple[Array, tuple[float, ...] | None]] = [
-            (row.place, self._data.told[c]) for c, row in whole.items()
-        ]
-        places += [(place, None) for place in self._data.awaited]
-        best, most = np.zeros_like(model.centre), -np.inf
-        for place, told in places:
-            away = place - model.centre
+        best, most = model.centre * 0.0, -np.inf
+        for candidate, row in whole.items():
+            away = row.place - model.centre
             if np.sqrt((away**2).mean()) < REACH:
                 expected = self._aims(model, model.level + model.surrogate.mean(away)[0])
-                scores = expected if told is None else np.array(told)
-                total = float(((scores + expected) / model.scale).sum())
+                told = np.array(self._data.told[candidate])
+                total = float(((told + expected) / model.scale).sum())
                 if total > most:
                     best, most = away, total
         return np.asarray(best)
