@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import chdtrc
 
 from evomerge.scoring.statistics import Value
 
@@ -261,7 +262,7 @@ def _doubt(aim: Aim, predicted: Mapping[str, _Predicted], x: float) -> float:
     if distance in (0.0, math.inf):
         return float(distance == 0.0)
     return math.fsum(
-        math.comb(near, i) * 0.5**near * _chi_square(distance, i) for i in range(1, near + 1)
+        math.comb(near, i) * 0.5**near * float(chdtrc(i, distance)) for i in range(1, near + 1)
     )
 
 
@@ -284,17 +285,6 @@ def _score(terms: Mapping[str, float], predicted: Mapping[str, _Predicted], x: f
     )
     spread = math.sqrt(freedom * math.log1p(gap**2 / variance / freedom))
     return math.copysign((8 * freedom + 1) / (8 * freedom + 3) * spread, gap)
-
-
-def _chi_square(x: float, freedom: int) -> float:
-    """P(chi-square > x) for 1 or more degrees of freedom."""
-    if freedom == 1:
-        return math.erfc(math.sqrt(x / 2))
-    if freedom == 2:
-        return math.exp(-x / 2)
-    half = freedom / 2 - 1
-    term = math.exp(half * math.log(x / 2) - x / 2 - math.lgamma(half + 1))
-    return _chi_square(x, freedom - 2) + term
 
 
 def _alike(seen: Seen, member: Scored, names: Sequence[str]) -> bool:

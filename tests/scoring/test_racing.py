@@ -298,13 +298,6 @@ def test_an_estimate_without_others_is_the_seen_mean() -> None:
     assert {v.se for v in whole.values()} == {0.0}
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7])
-def test_tails_of_chi_square(freedom: int) -> None:
-    for x in (0.1, 2.0, 9.0, 40.0):
-        expected = stats.chi2.sf(x, freedom)
-        assert racing._chi_square(x, freedom) == pytest.approx(expected, rel=1e-9)
-
-
 @pytest.mark.parametrize("freedom", [10.0, 30.0, 200.0])
 def test_student_as_a_normal_score(freedom: float) -> None:
     predicted = {"a": racing._Predicted(0.0, 1.0, freedom)}
