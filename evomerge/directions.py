@@ -15,6 +15,7 @@ from evomerge.instantiate import open_merge
 from evomerge.recipe import Group, Recipe, Source
 from evomerge.report.card import recipe_card
 from evomerge.report.provenance import provenance
+from evomerge.space import Grouping
 
 Announce = Callable[[str], None]
 
@@ -42,16 +43,20 @@ def make_directions(
 
 def direction_recipe(experiment: Experiment, direction: Direction) -> Recipe:
     """The static merge that a direction stands for."""
-    groups = experiment.space.groups
-    modules = ",".join(m if isinstance(m, str) else ",".join(m) for m in groups.modules)
-    moved = Group(tensors=f"{','.join(groups.towers)}/*/{modules}")
+    everything = (Group(tensors=moved(experiment.space.groups)),)
     chosen = experiment.experts if direction.experts is None else direction.experts
     return Recipe(
         base=Source(path=experiment.base),
         experts={name: Source(path=experiment.experts[name]) for name in chosen},
         method=direction.method,
-        parameters=(moved,) if direction.parameters is None else direction.parameters,
+        parameters=everything if direction.parameters is None else direction.parameters,
         seed=direction.seed,
         dtype="float32",
         statistics=Source(path=experiment.statistics) if experiment.statistics else None,
     )
+
+
+def moved(groups: Grouping) -> str:
+    """The selector of all tensors that a space's groups move."""
+    modules = ",".join(m if isinstance(m, str) else ",".join(m) for m in groups.modules)
+    return f"{','.join(groups.towers)}/*/{modules}"

@@ -23,21 +23,23 @@ from torch.nn import functional as F
 from benchmarks.search.bed import Bed
 from evomerge.backends import candidates, make_backend
 from evomerge.config import Direction, Experiment, load_experiment, load_space
-from evomerge.directions import make_directions
+from evomerge.directions import make_directions, moved
 from evomerge.engine.study import Study, open_study
 from evomerge.methods import get_method
+from evomerge.recipe import Group
 from evomerge.scoring.objectives import Objective, Split
 from evomerge.scoring.requests import LogLikelihood
 from evomerge.space import Genome
 from evomerge.zoo import network
 
-ITEMS = 80  # search items of an objective: 400 in all
-DIRECTIONS = {
-    "zoo-full": ("quickstart", "swudi"),
-    "zoo-lora": ("quickstart-lora", "regmean_plus_plus"),
-    "text": ("quickstart-text", "swudi"),
+ITEMS = 200  # search items of an objective: 1,000 in all
+DIRECTIONS: dict[str, tuple[str, str, dict[str, float]]] = {
+    "zoo-full": ("quickstart", "swudi", {}),
+    "zoo-lora": ("quickstart-lora", "regmean_plus_plus", {"scale": 1.5}),
+    "text": ("quickstart-text", "swudi", {}),
 }
-"""The experiment, and the best static method of its experts (docs/comparison.md), by bed."""
+"""The experiment, and the best static merge of its experts (docs/comparison.md): its method and
+what it sets other than the defaults."""
 FOLDER = Path("runs/search-beds")  # of directions and statistics, made once
 
 
@@ -134,7 +136,7 @@ class Model:
 def bed(name: str) -> Bed:
     """A bed by name: layer-wise coefficients of the experts and of their best static merge.
 
-    ``zoo-full@200`` is the bed with so many search items an objective.
+    ``zoo-full@80`` is the bed with so many search items an objective.
     """
     models, _, items = name.partition("@")
     return of_experiment(name, experiment_of(models), int(items or ITEMS))
@@ -142,13 +144,16 @@ def bed(name: str) -> Bed:
 
 def experiment_of(name: str) -> Experiment:
     """The experiment of a bed, its static merge made."""
-    base, method = DIRECTIONS[name]
+    base, method, parameters = DIRECTIONS[name]
     plain = load_experiment(base)
-    mixed = {**dict.fromkeys(plain.experts, "expert"), method: Direction(method=method)}
+    space = load_space("layerwise-mix", Path.cwd())
+    tuned = (Group(tensors=moved(space.groups), **parameters),)  # type: ignore[arg-type]
+    direction = Direction(method=method, parameters=tuned)
+    mixed = {**dict.fromkeys(plain.experts, "expert"), method: direction}
     searched = plain.model_copy(
         update={
             "directions": mixed,
-            "space": load_space("layerwise-mix", Path.cwd()),
+            "space": space,
             "statistics": _statistics(base, method),
         }
     )

@@ -14,6 +14,8 @@ from evomerge.scoring.data import content_key
 from evomerge.scoring.objectives import Objective
 
 BLOCKS = 20
+SLOPE_PASSES = 3
+"""Scored items that an item counts for whose slopes are asked."""
 
 Block = Mapping[str, tuple[int, ...]]
 """By objective, positions among its search items, ascending."""
@@ -23,11 +25,18 @@ Block = Mapping[str, tuple[int, ...]]
 class Part:
     """What is asked of a candidate at once: blocks by number, by the metric or by the signal.
 
-    Objectives without a signal are asked for their metric in either case.
+    Objectives without a signal are asked for their metric in either case. With ``slopes``, which
+    needs the signal of all objectives, its derivatives by the merge's weights are asked too.
     """
 
     blocks: tuple[int, ...]
     signal: bool = False
+    slopes: bool = False
+
+    @property
+    def passes(self) -> int:
+        """What an item of it counts: a backward pass takes about as much as two forward."""
+        return SLOPE_PASSES if self.slopes else 1
 
 
 def blocks(objectives: Sequence[Objective], count: int = BLOCKS) -> tuple[Block, ...]:

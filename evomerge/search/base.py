@@ -60,10 +60,14 @@ class Search(Protocol):
 
 @dataclass(frozen=True)
 class Look:
-    """What a candidate is first asked: blocks of items by number, by the metric or the signal."""
+    """What a candidate is first asked: blocks of items by number, by the metric or the signal.
+
+    With ``slopes``, how the signal changes with every gene is asked too; see `Evidence`.
+    """
 
     blocks: tuple[int, ...]
     signal: bool
+    slopes: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,14 @@ class Evidence:
     ``items`` has, by objective, positions among the objective's search items and the value at each:
     the metric's score, or with ``signal`` the auxiliary signal. Not signed by direction. An
     objective that looks at the weights alone (sparsity) has one value, at position 0.
+
+    ``slopes`` has, by objective, the derivatives by each gene of the mean of the soft scores
+    (`evomerge.scoring.signals`) of these items; empty where they were not asked for.
     """
 
     signal: bool
     items: Mapping[str, tuple[tuple[int, ...], tuple[float, ...]]]
+    slopes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,14 @@ class Measured:
     candidates: by objective the positions of its items; every item is in exactly one of them.
     ``fitness`` makes the scores of `Search.tell` of the values by objective; ``value`` makes that
     value of the mean over an objective's items. ``signals`` are the objectives whose items have a
-    signal.
+    signal. ``slopes``: looks by signal may ask for slopes, of all objectives.
     """
 
     blocks: tuple[Mapping[str, tuple[int, ...]], ...]
     signals: frozenset[str]
     fitness: Callable[[Mapping[str, float]], tuple[float, ...]]
     value: Callable[[str, float], float] = lambda name, mean: mean
+    slopes: bool = False
 
 
 class Guided(Search, Protocol):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evomerge.scoring.signals import soft
 from evomerge.search.base import Evidence, Genome, Look, Measured, OptionValue
 from evomerge.search.names import parameter_of
 from evomerge.search.surrogate import Array, Observations, Surrogate, fit, levels
@@ -128,7 +129,7 @@ class GuidedSearch:
         by_metric = not evidence.signal and self._is_whole(candidate)
         row = self._row(candidate, genome, by_metric)
         for name, (where, values) in evidence.items.items():
-            row.add(name, _soft(values) if evidence.signal else np.array(values))
+            row.add(name, soft(values) if evidence.signal else np.array(values))
             for at in where:
                 block = self._block.get((name, at))
                 if block is not None:
@@ -336,14 +337,6 @@ class GuidedSearch:
             moved = moved * min(1.0, radius / (float(np.linalg.norm(moved)) + 1e-12))
             away = np.clip(model.start + moved, low, high)
         return np.asarray(model.centre + best)
-
-
-def _soft(values: Sequence[float]) -> Array:
-    """Signals, in nats, as soft scores: the root of a probability, at most 1.
-
-    It is steepest where a greedy answer turns from wrong to right.
-    """
-    return np.asarray(np.exp(np.minimum(values, 0.0) / 2))
 
 
 def _unit(gene: Gene) -> float:
