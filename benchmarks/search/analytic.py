@@ -16,7 +16,7 @@ An item is right if ``z_t(w) + o_i + r sqrt(2) cos(k_i'w + p_i) > 0``: a logisti
 a term of its own, because real items do not agree on which of two merges is better. The phases p_i
 are uniform, so the chance of a right answer depends on z_t alone and is known exactly. The signal
 is a log-probability that peaks elsewhere than the metric (each task's solution displaced), with a
-scale, a bias and a second term of its own for each item.
+scale, a bias and a second term of its own for each item; its slopes are the exact derivatives.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from benchmarks.search.bed import Bed, Positions, Values
+from benchmarks.search.bed import Bed, Positions, Slopes, Values
+from evomerge.scoring.signals import soft_slope
 from evomerge.search.base import Genome
 from evomerge.space import Gene
 
@@ -51,6 +52,9 @@ OWN = 1.0
 TURNS = 2.5
 """How fast that term changes, in radians for a coefficient's change by one in all layers."""
 
+MIXED = (0.8, 0.6)
+"""Of the metric's term and of the signal's own one, in the signal."""
+
 
 @dataclass(frozen=True)
 class Surface:
@@ -70,6 +74,11 @@ class Surface:
         away = weights - (self.solution if solution is None else solution)
         distance = np.einsum("ti,tij,tj->t", away, self.quadratic, away)
         return np.asarray(self.top - (self.top - self.base) * distance)
+
+    def log_odds_slope(self, task: int, weights: Array, solution: Array) -> Array:
+        """(dimension,): the derivatives of z_t; Q_t is symmetric."""
+        away = weights - solution[task]
+        return np.asarray(-2.0 * (self.top - self.base)[task] * (self.quadratic[task] @ away))
 
     def accuracy(self, weights: Array) -> Array:
         """(tasks,): the chance that a new item is right."""
@@ -148,8 +157,10 @@ def make_bed(dimension: int, seed: int) -> Bed:
     moved = np.where(surface.solution > 0, rng.normal(0, 0.12, surface.solution.shape), 0.0)
     peak = surface.solution + moved + rng.normal(0, 0.03, surface.solution.shape)
 
+    size = OWN * np.sqrt(2)
+
     def own(k: int, t: int, weights: Array) -> Array:
-        return np.asarray(OWN * np.sqrt(2) * np.cos(turn[k][t] @ weights + phase[k, t]))
+        return np.asarray(size * np.cos(turn[k][t] @ weights + phase[k, t]))
 
     def metric(genome: Genome, positions: Positions) -> Values:
         weights = np.array(genome)
@@ -161,10 +172,27 @@ def make_bed(dimension: int, seed: int) -> Bed:
         z = surface.log_odds(weights, peak)
 
         def values(t: int) -> Array:
-            inner = z[t] + offset[t] + 0.8 * own(0, t, weights) + 0.6 * own(1, t, weights)
+            inner = z[t] + offset[t] + MIXED[0] * own(0, t, weights) + MIXED[1] * own(1, t, weights)
             return np.asarray(-np.logaddexp(0.0, -(scale[t] * inner + bias[t])))
 
         return _by_task(positions, values)
+
+    def slopes(genome: Genome, positions: Positions) -> tuple[Values, Slopes]:
+        weights = np.array(genome)
+        signals = signal(genome, positions)
+
+        def slope(task: str) -> Array:
+            t, at = TASKS.index(task), list(positions[task])
+            found = np.array(signals[task])
+            # With s = log sigmoid(x), the derivative by x is 1 - sigmoid(x) = 1 - exp(s).
+            each = soft_slope(found) * -np.expm1(found) * scale[t, at] / len(at)
+            total = each.sum() * surface.log_odds_slope(t, weights, peak)
+            for k, share in enumerate(MIXED):
+                turns = turn[k][t, at]
+                total -= (share * size * each * np.sin(turns @ weights + phase[k, t, at])) @ turns
+            return total
+
+        return signals, {task: tuple(slope(task).tolist()) for task in positions}
 
     def held_out(genome: Genome) -> Mapping[str, float]:
         return dict(zip(TASKS, surface.accuracy(np.array(genome)).tolist(), strict=True))
@@ -177,6 +205,7 @@ def make_bed(dimension: int, seed: int) -> Bed:
         references=references(dimension),
         metric=metric,
         signal=signal,
+        slopes=slopes,
         held_out=held_out,
         tokens=dict.fromkeys(TASKS, (4, 0)),
         reference_point=(0.6, 0.5),

@@ -17,10 +17,13 @@ Positions = Mapping[str, tuple[int, ...]]
 Values = Mapping[str, tuple[float, ...]]
 """By objective, one value an item, in the order of the positions asked for."""
 
+Slopes = Mapping[str, tuple[float, ...]]
+"""By objective, one derivative a gene, each in the unit box."""
+
 
 @dataclass(frozen=True)
 class Bed:
-    """One problem. `metric` and `signal` are pure functions of genome and item."""
+    """One problem. `metric`, `signal` and `slopes` are pure functions of genome and items."""
 
     name: str
     genes: tuple[Gene, ...]
@@ -36,6 +39,9 @@ class Bed:
     """Per-item scores, 0 or 1."""
     signal: Callable[[Genome, Positions], Values]
     """Per-item natural-log probabilities of the right answer."""
+    slopes: Callable[[Genome, Positions], tuple[Values, Slopes]]
+    """The signals, and the slopes of the mean soft score (`evomerge.scoring.signals.soft`) over the
+    items of each objective that are asked for."""
     held_out: Callable[[Genome], Mapping[str, float]]
     """By objective, the value that search items stand for: an exact expectation where the bed is a
     formula, else the accuracy on held-out items."""

@@ -3,7 +3,8 @@
 References are told first. Then free workers ask, items arrive at their time (one unit an item),
 and the search learns of them in that order. A candidate is a probe (the blocks of its look), or it
 is scored: at once, or with racing in rungs, after each of which it may be dropped. Only fully
-scored candidates enter the front. Cost is one for each item scored, by the metric or the signal.
+scored candidates enter the front. Cost is one for each item scored, by the metric or the signal;
+an item whose slopes are asked counts as many times as the engine says (`SLOPE_PASSES`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.search.bed import Bed, Positions, Values, all_positions, fitness
+from benchmarks.search.bed import Bed, Positions, Slopes, Values, all_positions, fitness
 from evomerge.front import front_order, hypervolume, knee
 from evomerge.scoring import racing
-from evomerge.scoring.blocks import BLOCKS
+from evomerge.scoring.blocks import BLOCKS, SLOPE_PASSES
 from evomerge.search.base import Evidence, Genome, Look, Measured, Search
 
 MakeSearch = Callable[[Measured], Search]
@@ -137,12 +138,19 @@ class _Job:
     parts: list[Positions]
     """What is still to be asked of it, the part on the way included."""
     signal: bool = False
+    slopes: bool = False
     probe: bool = False
     seen: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
 
     @property
+    def passes(self) -> int:
+        """What an item of it counts."""
+        return SLOPE_PASSES if self.slopes else 1
+
+    @property
     def items(self) -> int:
-        return sum(len(at) for part in self.parts for at in part.values())
+        """What is still to be asked, as it is counted."""
+        return self.passes * sum(len(at) for part in self.parts for at in part.values())
 
 
 class Run:
@@ -154,7 +162,7 @@ class Run:
         self.bed, self.budget, self.workers, self.level = bed, budget, workers, level
         self.blocks = blocks_of(bed)
         self.record = Record()
-        measured = Measured(self.blocks, frozenset(bed.objectives), fitness)
+        measured = Measured(self.blocks, frozenset(bed.objectives), fitness, slopes=True)
         self.search: Any = self._timed(lambda: make(measured))  # a Search, perhaps a Guided one
         self.guided = hasattr(self.search, "observe")
         self.clock: list[tuple[float, int, _Job]] = []
@@ -168,7 +176,7 @@ class Run:
     def references(self) -> None:
         for genome in self.bed.references.values():
             job = _Job(self._number(), genome, [all_positions(self.bed)])
-            self._see(job, self.bed.metric(genome, job.parts[0]))
+            self._see(job, self.bed.metric(genome, job.parts[0]), {})
             self.record.references.append(self._finish(job))
 
     def loop(self) -> None:
@@ -206,7 +214,7 @@ class Run:
             look = self._look(number)
             if look is not None:
                 blocks = join(self.blocks, look.blocks)
-                jobs.append(_Job(number, genome, [blocks], look.signal, probe=True))
+                jobs.append(_Job(number, genome, [blocks], look.signal, look.slopes, probe=True))
             elif self.level is None:
                 jobs.append(_Job(number, genome, [all_positions(self.bed)]))
             else:
@@ -221,14 +229,13 @@ class Run:
         return look
 
     def _arrive(self, job: _Job) -> None:
-        ask = self.bed.signal if job.signal else self.bed.metric
         start = time.perf_counter()
-        values = ask(job.genome, job.parts[0])
+        values, slopes = self._answer(job)
         self.record.scoring += time.perf_counter() - start
         for name, found in values.items():
-            self.record.cost += len(found)
+            self.record.cost += job.passes * len(found)
             self.record.tokens += len(found) * self.bed.tokens[name][job.signal]
-        self._see(job, values)
+        self._see(job, values, slopes)
         if job.probe:
             self.record.probes += 1
         elif not job.parts:
@@ -241,12 +248,18 @@ class Run:
         else:
             self._schedule(job)
 
+    def _answer(self, job: _Job) -> tuple[Values, Slopes]:
+        if job.slopes:
+            return self.bed.slopes(job.genome, job.parts[0])
+        ask = self.bed.signal if job.signal else self.bed.metric
+        return ask(job.genome, job.parts[0]), {}
+
     def _schedule(self, job: _Job) -> None:
         self.order += 1
-        items = sum(len(at) for at in job.parts[0].values())
+        items = job.passes * sum(len(at) for at in job.parts[0].values())
         heapq.heappush(self.clock, (self.now + items, self.order, job))
 
-    def _see(self, job: _Job, values: Values) -> None:
+    def _see(self, job: _Job, values: Values, slopes: Slopes) -> None:
         part = job.parts.pop(0)
         for name, found in values.items():
             at, seen = job.seen.setdefault(name, ([], []))
@@ -254,7 +267,7 @@ class Run:
             seen += found
         if self.guided:
             items = {name: (tuple(part[name]), tuple(found)) for name, found in values.items()}
-            evidence = Evidence(job.signal, items)
+            evidence = Evidence(job.signal, items, slopes)
             self._timed(lambda: self.search.observe(job.candidate, job.genome, evidence))
 
     def _finish(self, job: _Job) -> Scored:

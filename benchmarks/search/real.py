@@ -3,7 +3,8 @@
 Weights are made by the engine's own bank and put into transformers' model. Answers are judged in
 one teacher-forced pass: a greedy answer is the reference, token for token and its end included,
 exactly where each token of the reference is the likeliest after those before it. So the pass that
-gives the signal gives the metric too; both are counted as if they were asked apart.
+gives the signal gives the metric too; both are counted as if they were asked apart. Merges are
+linear in the genes, so slopes are those of the weights, times what each expert adds to them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.search.bed import Bed
+from benchmarks.search.bed import Bed, Slopes, Values
 from evomerge.backends import candidates, make_backend
+from evomerge.backends.mapping import live_names
+from evomerge.checkpoints.layout import layout
 from evomerge.config import Direction, Experiment, load_experiment, load_space
 from evomerge.directions import make_directions, moved
 from evomerge.engine.study import Study, open_study
 from evomerge.methods import get_method
-from evomerge.recipe import Group
+from evomerge.recipe import Group, Selector
 from evomerge.scoring.objectives import Objective, Split
 from evomerge.scoring.requests import LogLikelihood
 from evomerge.space import Genome
@@ -62,6 +66,7 @@ class Model:
             "held_out": {o.name: self._rows(o, "held_out") for o in study.objectives},
         }
         self._genome: Genome | None = None
+        self._levers = _levers(study, self.model)
 
     @torch.inference_mode()
     def _rows(self, objective: Objective, split: Split) -> list[Row]:
@@ -89,9 +94,7 @@ class Model:
         self, genome: Genome, asked: Mapping[str, tuple[int, ...]], split: Split = "search"
     ) -> dict[str, NDArray[np.float64]]:
         """By objective (n, 2): whether the answer is the reference; its log-probability (nats)."""
-        if genome != self._genome:
-            self.candidates.load(self.study.space.recipe(genome))
-            self._genome = genome
+        self._load(genome)
         rows = [
             (name, i, *self.asked[split][name][at])
             for name in asked
@@ -105,6 +108,34 @@ class Model:
                 found[name][i] = values
         return found
 
+    def slopes(self, genome: Genome, asked: Mapping[str, tuple[int, ...]]) -> tuple[Values, Slopes]:
+        """Signals, and the slopes of the mean soft score of the items asked, by objective."""
+        self._load(genome)
+        values, slopes = {}, {}
+        for lever in self._levers:
+            lever.parameter.requires_grad_(True)
+        try:
+            for name, at in asked.items():
+                signal = self._answers([(name, i, *self.asked["search"][name][i]) for i in at])[2]
+                mean = (signal.clamp(max=0.0) / 2).exp().mean()
+                parameters = [lever.parameter for lever in self._levers]
+                gradients = torch.autograd.grad(mean, parameters)
+                found = torch.zeros(len(self.study.space.genes))
+                for lever, gradient in zip(self._levers, gradients, strict=True):
+                    found[lever.genes] += lever.steps @ gradient.flatten()
+                values[name] = tuple(signal.tolist())
+                slopes[name] = tuple(found.tolist())
+        finally:
+            for lever in self._levers:
+                lever.parameter.requires_grad_(False)
+        return values, slopes
+
+    @torch.inference_mode()
+    def _load(self, genome: Genome) -> None:
+        if genome != self._genome:
+            self.candidates.load(self.study.space.recipe(genome))
+            self._genome = genome
+
     def _hidden(self, tokens: Tensor, features: list[Tensor | None]) -> Tensor:
         """Last hidden states (n, length, hidden) of right-padded tokens, which look back only."""
         pictures = [f for f in features if f is not None]
@@ -112,7 +143,9 @@ class Model:
             return network.think(self.model, torch.stack(pictures), tokens)
         return self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
 
-    def _run(self, chunk: Any) -> NDArray[np.float64]:
+    def _answers(self, chunk: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the tokens of all answers, ends included: their row, and whether each is the likeliest
+        there; and by row the signal (nats, float64), of the answer alone, without its end."""
         lengths = [len(row[2]) for row in chunk]
         longest = max(lengths)
         tokens = torch.stack([F.pad(row[2], (0, longest - len(row[2]))) for row in chunk])
@@ -124,13 +157,56 @@ class Model:
         logits = F.linear(hidden[wanted], self.model.get_input_embeddings().weight)
         targets = tokens[:, 1:][wanted]
         logs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-        right = logits.argmax(-1) == targets
         every = torch.arange(len(chunk))[:, None].expand_as(wanted)[wanted]
+        scored = wanted & (at < ends - 1)
         count = torch.zeros(len(chunk), dtype=torch.float64)
-        wrong = count.index_add(0, every, (~right).double())
-        scored = wanted & (at < ends - 1)  # the signal is of the answer alone, without its end
         signal = count.index_add(0, every, logs.double() * scored[wanted])
+        return every, logits.argmax(-1) == targets, signal
+
+    def _run(self, chunk: Any) -> NDArray[np.float64]:
+        every, right, signal = self._answers(chunk)
+        wrong = torch.zeros_like(signal).index_add(0, every, (~right).double())
         return torch.stack((wrong == 0, signal), -1).double().numpy()
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A tensor of the live model, and how genes move it."""
+
+    parameter: Tensor
+    genes: Tensor
+    """(experts,): their positions in the genome."""
+    steps: Tensor
+    """(experts, elements), float32: the change of the tensor by each of the genes, in unit box."""
+
+
+def _levers(study: Study, model: Any) -> list[Lever]:
+    """Of every tensor that the space moves.
+
+    Raises ValueError for a space in which weights are not linear in the genes, one an expert.
+    """
+    space, base = study.space, study.sources.base
+    weight = space.spec.genes.get("weight")
+    plain = weight is not None and "expert" in weight.per and not (weight.log or weight.anchors)
+    if space.spec.method != "task_arithmetic" or len(space.spec.genes) > 1 or not plain:
+        raise ValueError(
+            f"space {space.spec.name!r}: expected task_arithmetic with a linear weight an expert; "
+            "slopes of others are not known here"
+        )
+    parameters = dict(model.named_parameters())
+    names, _ = live_names(model, base.tensors)
+    places = layout(base.tensors)
+    position = {gene.name: i for i, gene in enumerate(space.genes)}
+    levers = []
+    for name in sorted(space.moves(base.tensors)):
+        (cell,) = (c for c in space.cells if Selector.parse(c.selector).matches(places[name]))
+        genes = [position[space.genes_at("weight", e, cell)[0]] for e in space.experts]
+        whole = base.read(name).float()
+        deltas = [study.sources.experts[e].read(name) - whole for e in space.experts]
+        spans = torch.tensor([space.genes[g].high - space.genes[g].low for g in genes])
+        steps = torch.stack(deltas).flatten(1) * spans[:, None]
+        levers.append(Lever(parameters[names[name]], torch.tensor(genes), steps))
+    return levers
 
 
 def bed(name: str) -> Bed:
@@ -209,6 +285,7 @@ def of_experiment(name: str, experiment: Experiment, items: int) -> Bed:
         references={r.name: r.genome for r in study.references if r.genome is not None},
         metric=column(0),
         signal=column(1),
+        slopes=model.slopes,
         held_out=held_out,
         tokens=dict.fromkeys(names, (3, 0)),
         reference_point=(0.0, 0.0),

@@ -81,6 +81,28 @@ def test_the_signal_follows_the_truth_and_is_not_it() -> None:
     assert 0.6 < correlation < 0.999
 
 
+@pytest.mark.parametrize("dimension", [10, 60])
+def test_slopes_are_the_derivatives_of_the_mean_soft_score(dimension: int) -> None:
+    bed = analytic.make_bed(dimension, 4)
+    rng = np.random.default_rng(2)
+    asked = {"vqa": (7, 3, 60, 41), "chart": (0,), "ocr": tuple(range(80))}
+    place, h = rng.random(dimension), 1e-5
+
+    def mean(task: str, point: np.ndarray) -> float:
+        signals = bed.signal(tuple(point.tolist()), {task: asked[task]})[task]
+        return float(np.mean(np.exp(np.array(signals) / 2)))
+
+    genome = tuple(place.tolist())
+    signals, slopes = bed.slopes(genome, asked)
+    assert signals == bed.signal(genome, asked)
+    assert list(slopes) == list(asked)
+    for task, found in slopes.items():
+        ends = [(mean(task, place + h * e), mean(task, place - h * e)) for e in np.eye(dimension)]
+        expected = [(up - down) / (2 * h) for up, down in ends]
+        assert np.abs(expected).max() > 1e-3
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
 def test_names_are_those_of_a_real_space() -> None:
     names = [gene.name for gene in analytic.genes(20)]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
-from benchmarks.search.bed import Bed, Positions, Values
+from benchmarks.search.bed import Bed, Positions, Slopes, Values
 from benchmarks.search.drive import (
     Curve,
     Dropped,
@@ -39,6 +40,11 @@ def bed(counts: Mapping[str, int] = COUNTS) -> Bed:
     def signal(genome: Genome, positions: Positions) -> Values:
         return {name: (genome[0] - 1.0,) * len(at) for name, at in positions.items()}
 
+    def slopes(genome: Genome, positions: Positions) -> tuple[Values, Slopes]:
+        # soft(x - 1) has the slope exp((x - 1) / 2) / 2 at each item.
+        slope = math.exp((genome[0] - 1.0) / 2) / 2
+        return signal(genome, positions), {name: (slope,) for name in positions}
+
     return Bed(
         name="line",
         genes=(Gene("weight[a] language/0/mlp", 0.0, 1.0, False),),
@@ -47,6 +53,7 @@ def bed(counts: Mapping[str, int] = COUNTS) -> Bed:
         references={"base": (0.2,), "average": (0.5,)},
         metric=metric,
         signal=signal,
+        slopes=slopes,
         held_out=lambda genome: dict.fromkeys(counts, genome[0]),
         tokens=dict.fromkeys(counts, (3, 0)),
         reference_point=(0.0, 0.0),
@@ -56,12 +63,13 @@ def bed(counts: Mapping[str, int] = COUNTS) -> Bed:
 class Prober(FakeSearch):
     """Looks at blocks 0 and 1 of every other candidate, by the signal."""
 
-    def __init__(self, genomes: list[Genome]) -> None:
+    def __init__(self, genomes: list[Genome], slopes: bool = False) -> None:
         super().__init__(genomes)
+        self.slopes = slopes
         self.seen: list[tuple[int, Evidence]] = []
 
     def look(self, candidate: int) -> Look | None:
-        return Look((0, 1), True) if candidate % 2 == 0 else None
+        return Look((0, 1), True, self.slopes) if candidate % 2 == 0 else None
 
     def observe(self, candidate: int, genome: Genome, evidence: Evidence) -> None:
         self.seen.append((candidate, evidence))
@@ -113,6 +121,36 @@ def test_a_probe_costs_its_blocks_and_is_never_told() -> None:
     assert values == pytest.approx([-0.7] * 6)
 
 
+def test_an_item_with_slopes_counts_three_times() -> None:
+    search = Prober(genomes(0.3, 0.7, 0.6, 0.9), slopes=True)
+    record = drive(bed(), lambda _: search, budget=260)
+
+    assert record.cost == record.clock == 30 + 100 + 30 + 100
+    assert [s.cost for s in record.scored] == [130, 260]
+    assert record.tokens == 600  # probes by likelihood generate none
+    assert [n for n, _ in search.seen] == [0, 1, 2, 3, 4, 5]
+    probes = [e for _, e in search.seen if e.signal]
+    assert probes[0].items["a"] == ((0, 1, 2, 3), pytest.approx([-0.7] * 4))
+    assert probes[0].slopes == {name: pytest.approx([0.5 * math.exp(-0.35)]) for name in "ab"}
+    assert all(not e.slopes for _, e in search.seen if not e.signal)
+
+
+def test_a_probe_with_slopes_has_to_fit_the_budget_as_it_counts() -> None:
+    search = Prober(genomes(0.3, 0.7, 0.6), slopes=True)
+    record = drive(bed(), lambda _: search, budget=159)
+
+    assert (record.probes, record.cost) == (1, 130)
+
+
+def test_probes_with_slopes_keep_a_worker_three_times_as_long() -> None:
+    search = Prober(genomes(0.3, 0.7, 0.6, 0.9), slopes=True)
+    record = drive(bed(), lambda _: search, budget=260, workers=2)
+
+    # Candidate 2 ends at 30, when 4 starts, and 4 at 60; candidate 3 ends at 100, and 5 at 160.
+    assert [n for n, _ in search.seen] == [0, 1, 2, 4, 3, 5]
+    assert record.clock == 160
+
+
 def test_the_blocks_and_fitness_that_a_search_is_given_are_those_of_the_bed() -> None:
     given: list[Measured] = []
 
@@ -123,6 +161,7 @@ def test_the_blocks_and_fitness_that_a_search_is_given_are_those_of_the_bed() ->
     drive(bed(), make, budget=100)
     assert given[0].blocks == blocks_of(bed())
     assert given[0].signals == {"a", "b"}
+    assert given[0].slopes
     assert given[0].fitness({"a": 0.25, "b": 0.75}) == (0.5, 0.25)
 
 
