@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ class Texts:
     """Renders with the checkpoint's own chat template and tokenises with its own tokeniser.
 
     Without a chat template the texts of a conversation are joined by line ends and continued.
-    `length` is the longest input in tokens, by default what the checkpoint declares.
+    `length` is the longest input in tokens, by default what the checkpoint declares. `end` is the
+    token at which an answer ends, None where there is none.
     """
 
     def __init__(self, path: Path, config: Any, length: int | None = None) -> None:
@@ -28,6 +30,7 @@ class Texts:
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self.multimodal = self.processor is not self.tokenizer
         self.length = length or context_length(config, self.tokenizer)
+        self.end = _end(path, config, self.tokenizer)
         self._chat = next(
             (r for r in (self.processor, self.tokenizer) if getattr(r, "chat_template", None)),
             None,
@@ -87,6 +90,8 @@ class Texts:
         own = self._encode(text, False)
         if not own:
             raise DataError(f"the continuation {text!r} has no tokens")
+        if request.ended and self.end is not None:
+            return [*self.continuation(replace(request, ended=False)), self.end]
         if prompt == "":
             return own[1:] if own[0] == self._first() and len(own) > 1 else own
         special = self._special(request.messages, prompt)
@@ -171,6 +176,19 @@ class Texts:
             if token is not None:
                 return int(token)
         raise DataError("an empty text needs a token to begin with; the tokeniser has none")
+
+
+def _end(path: Path, config: Any, tokenizer: Any) -> int | None:
+    """The tokeniser's own end token, if generation stops there; else the first at which it does."""
+    from transformers import GenerationConfig
+
+    stops = getattr(getattr(config, "text_config", None) or config, "eos_token_id", None)
+    if (path / "generation_config.json").is_file():
+        declared = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
+        stops = stops if declared is None else declared
+    own = tokenizer.eos_token_id
+    known = [stops] if isinstance(stops, int) else list(stops or [])
+    return own if own in known or not known else int(known[0])
 
 
 def context_length(config: Any, tokenizer: Any) -> int:

@@ -131,9 +131,9 @@ class Session:
             if not item.answer:
                 continue
             request = _question(objective, item)
-            tokens = self.prompter.continuation(LogLikelihood(request.messages, item.answer))
-            if isinstance(request, Generate) and self._end is not None:
-                tokens = torch.cat([tokens, torch.tensor([self._end])])
+            ended = isinstance(request, Generate)
+            asked = LogLikelihood(request.messages, item.answer, ended)
+            tokens = self.prompter.continuation(asked)
             prompt = self.prompter.prompt(request)
             prompt = extended(prompt, tokens[:-1]) if len(tokens) > 1 else prompt
             samples.append(Sample(objective.name, prompt, len(tokens), tokens))
@@ -187,12 +187,6 @@ class Session:
         stops = getattr(self.model.generation_config, "eos_token_id", None)
         stops = self.prompter.tokenizer.eos_token_id if stops is None else stops
         return [stops] if isinstance(stops, int) else list(stops or [])
-
-    @cached_property
-    def _end(self) -> int | None:
-        """The one that ends an answer: the tokeniser's own, if generation stops there."""
-        own = self.prompter.tokenizer.eos_token_id
-        return own if own in self._stops else next(iter(self._stops), None)
 
     def _chunks(self, samples: Sequence[Sample]) -> Iterator[list[int]]:
         """Places of the samples of each batch: of one family and of similar length."""

@@ -162,10 +162,13 @@ class Answer(Kind):
 
     def signal_requests(self, item: Item) -> list[Request]:
         reference = _reference(item)
-        return [LogLikelihood(item.messages, reference)] if reference else []
+        return [LogLikelihood(item.messages, reference, ended=True)] if reference else []
 
     def signal(self, item: Item, responses: Sequence[Response]) -> float:
-        """Natural-log probability of the reference answer, each token given those before it."""
+        """Natural-log probability of the reference answer, each token given those before it.
+
+        Its end belongs to it: a model that goes on is as wrong as one that says something else.
+        """
         return sum(likelihood(r).logprob for r in responses)  # of nothing it is 0
 
     def aggregate(self, scores: Sequence[ItemScore]) -> Value:

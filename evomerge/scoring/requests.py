@@ -53,15 +53,19 @@ class LogLikelihood:
 
     After a text its tokens are those that text and continuation have together beyond as many as the
     text has alone; after an empty text those of its own, after the token that begins a text.
+
+    With ``ended`` the token at which an answer ends belongs to it, where the model has one.
     """
 
     messages: Asked
     continuation: str
+    ended: bool = False
 
     @cached_property
     def key(self) -> str:
         """Content hash (sha256 hex)."""
-        return _key("likelihood", self.messages, self.continuation)
+        ended = (True,) if self.ended else ()
+        return _key("likelihood", self.messages, self.continuation, *ended)
 
     @cached_property
     def prompt_key(self) -> str:

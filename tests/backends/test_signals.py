@@ -21,8 +21,8 @@ ITEMS = [
 ]
 
 
-def forced(path: Path, item: Item, answer: str) -> float:
-    """Natural-log probability of an answer, one forward pass over prompt and answer."""
+def forced(path: Path, item: Item, answer: str, ended: bool) -> float:
+    """Natural-log probability of an answer (and its end), one pass over prompt and answer."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     prompt = tokenizer.apply_chat_template(
@@ -30,6 +30,7 @@ def forced(path: Path, item: Item, answer: str) -> float:
     )
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     new = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    new += [tokenizer.eos_token_id] * ended
     with torch.no_grad():
         logits = model(torch.tensor([before + new])).logits[0].double()
     chosen = logits[len(before) - 1 : -1].log_softmax(-1)
@@ -48,7 +49,7 @@ def test_they_equal_a_teacher_forced_pass(llama: Path, kind: str) -> None:
 
     for item, asked in zip(ITEMS, requests, strict=True):
         signal = objective.signal(item, [next(responses) for _ in asked])
-        right = forced(llama, item, item.answer or "")
-        wrong = [forced(llama, item, c) for c in item.choices or () if c != item.answer]
+        right = forced(llama, item, item.answer or "", kind == "answer")
+        wrong = [forced(llama, item, c, False) for c in item.choices or () if c != item.answer]
         expected = right if kind == "answer" else right - max(wrong)
         assert signal == pytest.approx(expected, abs=1e-3)

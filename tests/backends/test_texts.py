@@ -55,6 +55,19 @@ def test_continuations_of_texts(llama, llama_with_first):
             texts.continuation(LogLikelihood("a", ""))
 
 
+def test_an_answer_ends_where_generation_stops(llama, tmp_path):
+    asked = LogLikelihood(text_messages("count"), "one two")
+    ended = LogLikelihood(text_messages("count"), "one two", ended=True)
+    assert ended.key != asked.key
+    texts = texts_of(llama)
+    assert texts.continuation(ended) == [*texts.continuation(asked), END]
+    copy = shutil.copytree(llama, tmp_path / "other")
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
+    assert texts_of(copy).continuation(ended)[-1] == 5  # the tokeniser's own does not stop it
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, END]}))
+    assert texts_of(copy).continuation(ended)[-1] == END
+
+
 def test_an_unfinished_answer_is_continued(llama):
     begun = (*text_messages("count"), {"role": "assistant", "content": "one two"})
     assert texts_of(llama).render(begun).endswith("<|im_start|>assistant\none two")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evomerge.errors import CandidateError
 from evomerge.scoring.data import Item
 from evomerge.scoring.measures import KINDS, Sparsity
 from evomerge.scoring.objectives import Objective
 from evomerge.scoring.requests import Likelihood, LogLikelihood
+from evomerge.scoring.signals import soft, soft_slope
 
 ASKED = ({"role": "user", "content": "2 + 2?"},)
 DATA = {"search": "search.jsonl"}
@@ -29,7 +33,7 @@ def test_of_an_answer_it_is_the_log_probability_of_the_reference() -> None:
     item = Item("1", ASKED, answer="4")
 
     assert answer().has_signal
-    assert answer().signal_requests(item) == [LogLikelihood(ASKED, "4")]
+    assert answer().signal_requests(item) == [LogLikelihood(ASKED, "4", ended=True)]
     assert answer().signal(item, [Likelihood(-1.25, 2, False)]) == -1.25
 
 
@@ -70,3 +74,14 @@ def test_other_kinds_have_none() -> None:
     assert not sparse.has_signal
     with pytest.raises(TypeError, match="no signal"):
         sparse.signal_requests(Item("1", ASKED, answer="4"))
+
+
+def test_soft_scores_are_roots_of_probabilities() -> None:
+    assert soft([0.0, math.log(0.25), 3.0]).tolist() == pytest.approx([1.0, 0.5, 1.0])
+
+
+@given(st.floats(-30, -1e-3))
+def test_the_slope_of_a_soft_score_is_its_derivative(signal: float) -> None:
+    step = 1e-6
+    above, below = soft([signal + step, signal - step])
+    assert soft_slope([signal, 1.0]).tolist() == pytest.approx([(above - below) / (2 * step), 0.0])

@@ -124,8 +124,11 @@ def _chat(request: Generate | LogLikelihood, texts: Texts) -> Call:
     if isinstance(request, Generate):
         begun = messages[-1]["role"] == "assistant"
         return Call(CHAT, {**GREEDY, **_until(request), **_messages(messages, begun)})
-    continued = _continued(messages, request.continuation)
-    if texts.render(tuple(continued)) != texts.render(request.messages) + request.continuation:
+    answer = request.continuation
+    if request.ended and texts.end is not None:
+        answer += texts.tokenizer.decode([texts.end])
+    continued = _continued(messages, answer)
+    if texts.render(tuple(continued)) != texts.render(request.messages) + answer:
         raise DataError(
             f"the base's chat template changes the answer {request.continuation!r:.60} where it "
             "stands in a conversation, so the server cannot score it after images; use the "
