@@ -60,7 +60,7 @@ class Model:
         self.backend: Any = make_backend(study.experiment.backend, study.sources)
         self.backend.open()
         self.candidates = candidates(self.backend, study.experiment.backend, study.sources)
-        self.model = self.backend.live()[0]
+        self.model = self.backend.live()[0].requires_grad_(False)
         self.asked: dict[Split, dict[str, list[Row]]] = {
             "search": {o.name: self._rows(o, "search")[:items] for o in study.objectives},
             "held_out": {o.name: self._rows(o, "held_out") for o in study.objectives},
@@ -72,13 +72,12 @@ class Model:
     def _rows(self, objective: Objective, split: Split) -> list[Row]:
         """Tokens, where the answer begins, and image features, which no candidate changes."""
         prompter = self.backend.live()[2]
-        end = self.model.generation_config.eos_token_id
         rows = []
         for item in objective.items(split):
             assert item.answer is not None
-            (row,) = prompter.rows(LogLikelihood(item.messages, item.answer))
-            tokens = torch.cat((row.prompt.ids, torch.tensor([end])))
-            rows.append((tokens, len(row.prompt.ids) - row.scored, self._see(row.prompt)))
+            (row,) = prompter.rows(LogLikelihood(item.messages, item.answer, ended=True))
+            tokens = row.prompt.ids
+            rows.append((tokens, len(tokens) - row.scored, self._see(row.prompt)))
         return rows
 
     def _see(self, prompt: Any) -> Tensor | None:
@@ -145,7 +144,7 @@ class Model:
 
     def _answers(self, chunk: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Of the tokens of all answers, ends included: their row, and whether each is the likeliest
-        there; and by row the signal (nats, float64), of the answer alone, without its end."""
+        there; and by row the signal (nats, float64)."""
         lengths = [len(row[2]) for row in chunk]
         longest = max(lengths)
         tokens = torch.stack([F.pad(row[2], (0, longest - len(row[2]))) for row in chunk])
@@ -158,9 +157,8 @@ class Model:
         targets = tokens[:, 1:][wanted]
         logs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
         every = torch.arange(len(chunk))[:, None].expand_as(wanted)[wanted]
-        scored = wanted & (at < ends - 1)
         count = torch.zeros(len(chunk), dtype=torch.float64)
-        signal = count.index_add(0, every, logs.double() * scored[wanted])
+        signal = count.index_add(0, every, logs.double())
         return every, logits.argmax(-1) == targets, signal
 
     def _run(self, chunk: Any) -> NDArray[np.float64]:
