@@ -11,11 +11,11 @@ from pathlib import Path
 
 from evomerge.config import Direction, Experiment
 from evomerge.export import export
+from evomerge.grouping import Grouping
 from evomerge.instantiate import open_merge
 from evomerge.recipe import Group, Recipe, Source
 from evomerge.report.card import recipe_card
 from evomerge.report.provenance import provenance
-from evomerge.space import Grouping
 
 Announce = Callable[[str], None]
 

@@ -25,46 +25,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from evomerge.checkpoints.layout import Place, layout
 from evomerge.documents import located
 from evomerge.errors import ConfigError
+from evomerge.grouping import Cell, Grouping, column
 from evomerge.methods import Method, Parameter, get_method
 from evomerge.recipe import DType, Group, Recipe, Selector, Source, check_experts, group_values
 
 Genome = tuple[float, ...]
-
-
-class Grouping(BaseModel):
-    """Which tensors a space moves, and which of them share their values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    towers: tuple[str, ...] = ("language",)
-    depth: Literal["each"] | int = "each"
-    modules: tuple[str | tuple[str, ...], ...] = ("attention", "mlp")
-
-    @field_validator("depth")
-    @classmethod
-    def _positive(cls, value: str | int) -> str | int:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("expected 'each' or a number of depth groups of at least 1")
-        return value
-
-    @model_validator(mode="after")
-    def _disjoint(self) -> Grouping:
-        kinds = [k for m in self.modules for k in ((m,) if isinstance(m, str) else m)]
-        for names in (self.towers, kinds):
-            for name in names:
-                if names.count(name) > 1:
-                    raise ValueError(f"{name!r} is named twice; groups must not overlap")
-        for tower in self.towers:
-            Selector.parse(f"{tower}/*/{','.join(kinds)}")
-        return self
 
 
 class GeneSpec(BaseModel):
@@ -146,6 +118,12 @@ class Gene:
             return math.exp(math.log(self.low) + unit * math.log(self.high / self.low))
         return self.low + unit * (self.high - self.low)
 
+    def slope(self, unit: float) -> float:
+        """The derivative of the value at ``unit``."""
+        if self.log:
+            return self.decode(unit) * math.log(self.high / self.low)
+        return self.high - self.low
+
     def encode(self, value: float) -> float:
         """The place in [0, 1] of a value; outside [0, 1] for a value outside the range."""
         if self.log:
@@ -153,15 +131,6 @@ class Gene:
                 return -math.inf
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One group of tensors: its selector, and its place along the depth of its column."""
-
-    selector: str
-    column: str
-    position: float  # 0 at the first block group, 1 at the last
 
 
 @dataclass(frozen=True)
@@ -221,6 +190,23 @@ class Space:
             statistics=self.statistics,
         )
 
+    def slopes(self, genome: Sequence[float], by_weight: Sequence[float]) -> tuple[float, ...]:
+        """Derivatives by the genome of what has the derivatives ``by_weight``.
+
+        Those are by the weights of ``recipe(genome)``: its groups outermost, then the experts as
+        the group's weights name them, or one for all. Genes of other parameters get 0.
+        """
+        by_value = dict.fromkeys((gene.name for gene in self.genes), 0.0)
+        weights = ((cell, e) for cell in self.cells for e in self._experts_of("weight"))
+        for (cell, expert), slope in zip(weights, by_weight, strict=True):
+            first, second, along = self.genes_at("weight", expert, cell)
+            by_value[first] += (1 - along) * slope
+            by_value[second] += along * slope
+        return tuple(
+            gene.slope(unit) * by_value[gene.name]
+            for gene, unit in zip(self.genes, genome, strict=True)
+        )
+
     def plain(self, weights: Mapping[str, float]) -> Genome | None:
         """The genome of ``θ₀ + Σ wᵢ τᵢ``, or None if it is not in this space."""
         names = list(self.experts) if self._method.ordered else sorted(self.experts)
@@ -265,6 +251,12 @@ class Space:
             for name, where in layout(names).items()
             if any(selector.matches(where) for selector in selectors)
         )
+
+    @property
+    def smooth(self) -> bool:
+        """Whether merged tensors are differentiable in all that is searched: weights alone, of a
+        method that is smooth in them."""
+        return self._method.smooth and set(self._searched) == {"weight"}
 
     @property
     def _method(self) -> Method:
@@ -368,7 +360,7 @@ def bind(
         cell
         for tower in spec.groups.towers
         for module in spec.groups.modules
-        for cell in _column(tower, module, spec.groups.depth, places)
+        for cell in column(tower, module, spec.groups.depth, places)
         if any(Selector.parse(cell.selector).matches(place) for place in movable.values())
     ]
     if not cells:
@@ -379,24 +371,3 @@ def bind(
             f"{', '.join(found) or 'nothing at all'}"
         )
     return Space(spec, base, experts, tuple(cells), seed, statistics)
-
-
-def _column(
-    tower: str, module: str | tuple[str, ...], depth: str | int, places: Mapping[str, Place]
-) -> list[Cell]:
-    """The groups of one tower and module kind, from the first block to the last."""
-    kind = module if isinstance(module, str) else ",".join(module)
-    column = f"{tower}/{kind}"
-    blocks = sorted({p.block for p in places.values() if p.tower == tower and p.block is not None})
-    count = len(blocks) if depth == "each" else min(int(depth), len(blocks))
-    if count <= 1:
-        return [Cell(f"{tower}/*/{kind}", column, 0.0)]
-    cuts = [round(i * len(blocks) / count) for i in range(count + 1)]
-    return [
-        Cell(f"{tower}/{_range(blocks[a:b])}/{kind}", column, i / (count - 1))
-        for i, (a, b) in enumerate(pairwise(cuts))
-    ]
-
-
-def _range(blocks: Sequence[int]) -> str:
-    return str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]}-{blocks[-1]}"

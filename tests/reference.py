@@ -15,8 +15,9 @@ from pydantic.fields import FieldInfo
 from evomerge.backends.config import FakeConfig, ServerConfig, TransformersConfig, VllmConfig
 from evomerge.cli.main import app
 from evomerge.config import Budget, Direction, Optimise, PoolConfig, Racing, SearchConfig, _File
+from evomerge.grouping import Grouping
 from evomerge.search.base import ALGORITHMS
-from evomerge.space import GeneSpec, Grouping, SpaceSpec
+from evomerge.space import GeneSpec, SpaceSpec
 
 DOCS = Path(__file__).parents[1] / "docs"
 MODELS: tuple[tuple[str, type[BaseModel]], ...] = (

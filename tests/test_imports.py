@@ -21,7 +21,7 @@ LAYERS = [
     ["methods", "zoo.paths"],
     ["checkpoints"],
     ["recipe"],
-    ["instantiate", "mergekit"],
+    ["instantiate", "mergekit", "grouping"],
     ["slice_forms"],
     ["slices", "lineage", "bank", "merged_adapter"],
     ["budget"],

@@ -92,6 +92,11 @@ def candidates(
     return Instances(Bank(sources, merge_device(config), lora), cast("Backend", backend))
 
 
+def has_gradients(config: BackendConfig) -> bool:
+    """Whether a worker can say how likelihoods change with merged weights; see `Differentiable`."""
+    return config.name == "transformers"
+
+
 def make_adapter_backend(config: BackendConfig, sources: Sources) -> AdapterBackend:
     """The backend that an experiment declares, not opened yet; candidates are adapters in it."""
     if config.name == "vllm":

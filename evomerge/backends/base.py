@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Protocol
 
-from evomerge.scoring.requests import Request, Response
+from evomerge.scoring.requests import Likelihood, Request, Response
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from evomerge.scoring.measures import WeightStats
 
     Weights = Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
+
+
+Weigh = Callable[[int, Sequence[Likelihood]], Sequence[float]]
+"""Of an item, by its place, and the responses to its requests: by each of them, the derivative of
+what gradients are wanted of by its log-probability."""
 
 
 class Backend(Protocol):
@@ -56,6 +61,24 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Frees the model; harmless when it is not open."""
+        ...
+
+
+class Differentiable(Protocol):
+    """A backend that also says how log-probabilities change with the live model's weights."""
+
+    spent: Mapping[str, float]
+    """Seconds of the last call by phase (`prefill`, `backward`)."""
+
+    def gradients(
+        self, items: Sequence[Sequence[Request]], weigh: Weigh, names: Iterable[str]
+    ) -> tuple[list[list[Likelihood]], dict[str, torch.Tensor]]:
+        """Responses to the requests of each item, none a `Generate`, as `run` gives them but for
+        rounding; and the gradients at the weights of these names, of those that have any.
+
+        A tied weight is named once. The gradients are the caller's; the model stays as it was.
+        Raises what `run` does.
+        """
         ...
 
 

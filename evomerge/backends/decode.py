@@ -98,6 +98,14 @@ def loglikelihoods(model: Any, batch: Batch, lengths: Sequence[int]) -> list[tup
     Raises:
         CandidateError: a logit is NaN or +inf.
     """
+    sums, likeliest = followed_loglikelihoods(model, batch, lengths)
+    return list(zip(sums.tolist(), likeliest, strict=True))
+
+
+def followed_loglikelihoods(
+    model: Any, batch: Batch, lengths: Sequence[int]
+) -> tuple[torch.Tensor, list[bool]]:
+    """The same as one tensor, (rows,) float64, that autograd can follow to the model's weights."""
     kept, tokens = max(lengths), batch["input_ids"]
     inputs = {
         name: t[..., :-1] if name == "position_ids" or t.shape == tokens.shape else t
@@ -110,10 +118,10 @@ def loglikelihoods(model: Any, batch: Batch, lengths: Sequence[int]) -> list[tup
         scores = logits[row, -length:].float().log_softmax(dim=-1)
         sums.append(scores.gather(-1, answer[:, None]).double().sum())
         likeliest.append((scores.argmax(dim=-1) == answer).all())
-    result: list[float] = torch.stack(sums).tolist()
-    if not all(-float("inf") < value <= 0 for value in result):
+    result = torch.stack(sums)
+    if not all(-float("inf") < value <= 0 for value in result.tolist()):
         raise CandidateError("log-likelihoods are not finite; the merged model is broken")
-    return list(zip(result, torch.stack(likeliest).tolist(), strict=True))
+    return result, torch.stack(likeliest).tolist()
 
 
 def last_logits(model: Any, count: int) -> dict[str, int]:

@@ -93,6 +93,10 @@ class Instances:
             raise
         self._loaded = values.keys()
 
+    def merge(self, recipe: Recipe) -> Merge:
+        """The recipe bound to the sources as they are held between candidates."""
+        return self._bank.merge(recipe)
+
     def _given(
         self, merge: Merge, values: Mapping[str, Values], stored: Iterable[str]
     ) -> Iterator[tuple[str, torch.Tensor]]:

@@ -28,6 +28,11 @@ class LiveWeights:
         """The tensors that the model uses."""
         return self._tensors.keys()
 
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Views into the model's parameters and buffers."""
+        return self._tensors
+
     def load(
         self,
         weights: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]],

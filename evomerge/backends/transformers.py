@@ -6,7 +6,7 @@ The model is brought up once; each candidate's weights are copied into it in pla
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,16 @@ from evomerge.scoring.requests import (
 if TYPE_CHECKING:
     import torch
 
-    from evomerge.backends.base import Weights
+    from evomerge.backends.base import Weigh, Weights
     from evomerge.backends.decode import Clock, Stopper
     from evomerge.backends.live import LiveWeights
     from evomerge.backends.prompts import Prompter, Row
 
 Shape = list[tuple[tuple[str, ...], int]]
 
+_FOLLOWED = 2048
+"""Tokens, padding included, of a batch whose activations are kept for a backward pass. That is some
+gigabytes for billions of parameters, and enough to keep a device busy."""
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -97,6 +100,46 @@ class TransformersBackend:
             for i in range(len(requests))
         ]
 
+    def gradients(
+        self, items: Sequence[Sequence[Request]], weigh: Weigh, names: Iterable[str]
+    ) -> tuple[list[list[Likelihood]], dict[str, torch.Tensor]]:
+        """See `Differentiable.gradients`. A batch holds whole items, and is backpropagated before
+        the next one."""
+        import torch
+
+        from evomerge.backends.decode import Clock
+        from evomerge.backends.gradients import followed, spots
+
+        model, live, prompter = self.live()
+        prompter.renew()
+        clock = Clock()
+        places = spots(model, live.tensors, names)
+        answers: dict[int, list[Likelihood]] = {}
+        with followed(model, {spot.parameter for spot in places.values()}) as parameters:
+            for chunk in self._whole_items(items):
+                asked = [request for i in chunk for request in items[i]]
+                found = iter(self._followed(asked))
+                parts: list[torch.Tensor] = []
+                for i in chunk:
+                    own = [next(found) for _ in items[i]]
+                    answers[i] = [answer for _, answer in own]
+                    if own:
+                        weights = weigh(i, answers[i])
+                        terms = zip(own, weights, strict=True)
+                        parts += [logprob * w for (logprob, _), w in terms if w != 0]
+                clock.lap("prefill")
+                total = sum(parts)
+                if isinstance(total, torch.Tensor) and total.requires_grad:
+                    torch.autograd.backward(total, inputs=list(parameters.values()))
+                clock.lap("backward")
+            whole = {name: parameter.grad for name, parameter in parameters.items()}
+        self.spent = clock.seconds
+        return [answers[i] for i in range(len(items))], {
+            name: spot.of(gradient)
+            for name, spot in places.items()
+            if (gradient := whole[spot.parameter]) is not None
+        }
+
     def close(self) -> None:
         """See `Backend.close`."""
         import torch
@@ -126,8 +169,7 @@ class TransformersBackend:
 
         model, _, prompter = self.live()
         tokenizer = prompter.tokenizer
-        ends = _end_tokens(model, tokenizer)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+        ends, pad = _end_tokens(model, tokenizer), _pad_token(model, tokenizer)
         batch = collate([row.prompt for row in rows], pad, model.device)
         asked = [request for request in requests if isinstance(request, Generate)]
         clock.lap(None)
@@ -143,6 +185,55 @@ class TransformersBackend:
         scored = loglikelihoods(model, batch, counts)
         clock.lap("prefill")
         return [Likelihood(s, n, best) for (s, best), n in zip(scored, counts, strict=True)]
+
+    def _whole_items(self, items: Sequence[Sequence[Request]]) -> Iterator[list[int]]:
+        """Places of the items of each batch: at least one, of similar kind and length."""
+        rows = [[row for request in item for row in self._shape(request)] for item in items]
+        longest = [max((length for _, length in shape), default=0) for shape in rows]
+        order = sorted(
+            range(len(items)),
+            key=lambda i: (
+                sorted(family for family, _ in rows[i]),
+                -longest[i],
+                [request.key for request in items[i]],
+            ),
+        )
+        chunk: list[int] = []
+        for i in order:
+            together = [*chunk, i]
+            count = sum(len(rows[j]) for j in together)
+            tokens = count * max(longest[j] for j in together)
+            if chunk and (count > self._batch or tokens > _FOLLOWED):
+                yield chunk
+                together = [i]
+            chunk = together
+        if chunk:
+            yield chunk
+
+    def _followed(self, requests: Sequence[Request]) -> list[tuple[torch.Tensor, Likelihood]]:
+        """Each request's log-probability as autograd follows it, and its response; in one batch
+        for each family."""
+        from evomerge.backends.decode import followed_loglikelihoods
+        from evomerge.backends.prompts import collate
+
+        model, _, prompter = self.live()
+        pad = _pad_token(model, prompter.tokenizer)
+        shapes = [self._shape(request) for request in requests]
+        found: dict[tuple[int, int], tuple[torch.Tensor, Likelihood]] = {}
+        for chunk in _chunks(requests, shapes, sum(map(len, shapes))):
+            rows = [prompter.rows(requests[i])[window] for i, window in chunk]
+            batch = collate([row.prompt for row in rows], pad, model.device)
+            counts = [row.scored for row in rows]
+            sums, best = followed_loglikelihoods(model, batch, counts)
+            answers = map(Likelihood, sums.tolist(), counts, best)
+            found.update(zip(chunk, zip(sums.unbind(), answers, strict=True), strict=True))
+        joined = []
+        for i, shape in enumerate(shapes):
+            parts = [found[i, window] for window in range(len(shape))]
+            whole = _joined([answer for _, answer in parts])
+            assert isinstance(whole, Likelihood)
+            joined.append((sum((part for part, _ in parts[1:]), parts[0][0]), whole))
+        return joined
 
 
 def _chunks(
@@ -239,6 +330,13 @@ def _load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     finally:
         if progress:
             transformers.utils.logging.enable_progress_bar()
+
+
+def _pad_token(model: Any, tokenizer: Any) -> int:
+    """Any token will do, since it is masked."""
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return (_end_tokens(model, tokenizer) or [0])[0]
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

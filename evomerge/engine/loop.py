@@ -86,7 +86,7 @@ class Loop:
         settings, objectives = search_settings(study.experiment)
         self._fitness = partial(_fitness, study.experiment.optimise, study.directions)
         self._rungs = rungs = Rungs(study)
-        measured = Measured(rungs.blocks, rungs.signals, self._fitness, rungs.value)
+        measured = Measured(rungs.blocks, rungs.signals, self._fitness, rungs.value, rungs.slopes)
         space = study.space
         self._search: Search = make_search(
             settings, space.dimension, objectives, space.genes, measured
@@ -127,8 +127,8 @@ class Loop:
         if event.candidate is None:
             return
         candidate = self.state.candidates[event.candidate]
-        if event.kind == "seen" and self._guide is not None:
-            self._show(candidate, self._rungs.evidence(candidate.seen[-1]))
+        if event.kind == "seen" and self._guide is not None and candidate.genome is not None:
+            self._show(candidate, self._rungs.evidence(candidate.genome, candidate.seen[-1]))
         elif event.kind == "scored":
             self._inform_of_score(candidate)
         elif event.kind == "dropped":

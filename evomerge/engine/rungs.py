@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from math import exp
 
+from evomerge.backends import has_gradients
 from evomerge.engine.study import Study
 from evomerge.engine.tasks import values_of
 from evomerge.errors import IntegrityError
@@ -15,6 +16,7 @@ from evomerge.ledger.fold import Candidate, Scores
 from evomerge.ledger.seen import Seen
 from evomerge.scoring.blocks import Block, Part, blocks
 from evomerge.scoring.objectives import Objective
+from evomerge.scoring.requests import Generate
 from evomerge.scoring.statistics import ItemScore
 from evomerge.search.base import Evidence, Look
 
@@ -37,6 +39,26 @@ class Rungs:
     def signals(self) -> frozenset[str]:
         """The objectives whose items have a signal."""
         return frozenset(o.name for o in self.study.objectives if o.has_signal)
+
+    @cached_property
+    def slopes(self) -> bool:
+        """Whether probes may be asked for slopes.
+
+        That takes a backend with gradients (which serves candidates one by one), genes in which the
+        merged weights are differentiable, and no objective but such that log-probabilities give.
+        """
+        objectives = self.study.objectives
+        return (
+            has_gradients(self.study.experiment.backend)
+            and self.study.space.smooth
+            and all(o.has_signal and bool(o.items("search")) for o in objectives)
+            and not any(
+                isinstance(request, Generate)
+                for o in objectives
+                for item in o.items("search")
+                for request in o.signal_requests(item)
+            )
+        )
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -64,8 +86,10 @@ class Rungs:
         return exp(min(mean, _LARGEST)) if name in self._exponential else mean
 
     def part_of(self, look: Look) -> Part:
-        """What a search asks of a probe; by the metric where no objective has a signal."""
-        return Part(tuple(look.blocks), look.signal and bool(self.signals))
+        """What a search asks of a probe; by the metric where no objective has a signal, and without
+        slopes where there are none."""
+        signal = look.signal and bool(self.signals)
+        return Part(tuple(look.blocks), signal, look.slopes and signal and self.slopes)
 
     def next(self, candidate: Candidate) -> Part | None:
         """What is to be asked of a candidate on the search split; None: all at once."""
@@ -81,7 +105,7 @@ class Rungs:
         return sum(
             whole - c.cost
             if c.look is None
-            else sum(len(found) for found in self.positions(c.look).values())
+            else c.look.passes * sum(len(found) for found in self.positions(c.look).values())
             for c in candidates
             if c.status == "pending"
         )
@@ -112,15 +136,17 @@ class Rungs:
             self._positions[part.blocks] = positions(self.blocks, part)
         return self._positions[part.blocks]
 
-    def evidence(self, seen: Seen) -> list[Evidence]:
-        """A part as a search reads it: what is signal apart from what is metric."""
+    def evidence(self, genome: Sequence[float], seen: Seen) -> list[Evidence]:
+        """A candidate's part as a search reads it: what is signal apart from what is metric."""
         where = self.positions(seen.part)
         items = {name: (where[name], values) for name, values in seen.items.items()}
         signals = self.signals if seen.part.signal else frozenset()
         by_signal = {name: found for name, found in items.items() if name in signals}
         by_metric = {name: found for name, found in items.items() if name not in signals}
         by_metric |= {name: ((0,), (value,)) for name, value in seen.weighed.items()}
-        both = (Evidence(True, by_signal), Evidence(False, by_metric))
+        space = self.study.space
+        slopes = {name: space.slopes(genome, found) for name, found in seen.slopes.items()}
+        both = (Evidence(True, by_signal, slopes), Evidence(False, by_metric))
         return [evidence for evidence in both if evidence.items]
 
     def rest(self, candidate: Candidate) -> Evidence:

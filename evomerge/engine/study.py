@@ -19,6 +19,7 @@ from evomerge.checkpoints.statistics import open_statistics
 from evomerge.config import AGGREGATES, Experiment, SearchConfig, check_names
 from evomerge.engine.references import Reference, references, starts
 from evomerge.errors import ConfigError
+from evomerge.grouping import Cell
 from evomerge.instantiate import FLOATING, check_statistics
 from evomerge.methods import get_method
 from evomerge.recipe import Source
@@ -27,7 +28,7 @@ from evomerge.scoring.objectives import Objective, load_objective
 from evomerge.search import check_space
 from evomerge.search.auto import choose
 from evomerge.search.base import SearchSettings, check_settings
-from evomerge.space import Cell, Space, SpaceSpec, bind
+from evomerge.space import Space, SpaceSpec, bind
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evomerge.errors import BackendLost, CandidateError
 from evomerge.ledger.fold import Scores
@@ -77,8 +77,9 @@ def outcome_of(
     stats: WeightStats,
     digest: str,
     timing: Mapping[str, float],
+    slopes: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Outcome:
-    """What the responses to the requests of a task's plan make.
+    """What the responses to the requests of a task's plan make, and the slopes of its part.
 
     Raises:
         CandidateError: an objective's value, or of a part an item's, is not finite.
@@ -86,7 +87,8 @@ def outcome_of(
     scored = evaluate.score(plan, responses, stats)
     if task.part is None:
         return Outcome(task, scores=_scores(plan, scored, responses, digest, timing))
-    return Outcome(task, seen=_seen(task.part, scored, responses, digest, timing))
+    seen = _seen(task.part, scored, responses, digest, timing)
+    return Outcome(task, seen=replace(seen, slopes=dict(slopes or {})))
 
 
 def values_of(

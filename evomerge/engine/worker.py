@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from evomerge.backends import candidates, make_backend
 from evomerge.backends.config import BackendConfig
@@ -20,6 +21,11 @@ from evomerge.ledger.fold import Scores
 from evomerge.recipe import Recipe
 from evomerge.scoring import evaluate
 from evomerge.scoring.objectives import Objective, Split
+from evomerge.scoring.requests import Response
+
+if TYPE_CHECKING:
+    from evomerge.backends.base import Differentiable
+    from evomerge.backends.instances import Instances
 
 
 @dataclass
@@ -68,13 +74,27 @@ class Worker:
         self._candidates.load(task.recipe)
         ready = time.perf_counter()
         plan = self._plan(task.split, task.part)
-        responses = self.backend.run(plan.requests)
+        responses, slopes, spent = self._ask(task, plan)
         scored = time.perf_counter()
         digest = model_digest(self._stored, self._candidates.digests())
-        spent = dict(self.backend.spent)
         rest = scored - ready - sum(spent.values())
         timing = {"instantiate": ready - started, **spent, "score": rest}
-        return outcome_of(task, plan, responses, self._candidates.counts(), digest, timing)
+        counts = self._candidates.counts()
+        return outcome_of(task, plan, responses, counts, digest, timing, slopes)
+
+    def _ask(
+        self, task: Task, plan: evaluate.Plan
+    ) -> tuple[Sequence[Response], Mapping[str, tuple[float, ...]], Mapping[str, float]]:
+        """Responses, slopes if the task wants them, and seconds by phase."""
+        if task.part is None or not task.part.slopes:
+            return self.backend.run(plan.requests), {}, self.backend.spent
+        from evomerge.engine.slopes import measure
+
+        # the driver asks for slopes only where the backend has them
+        backend = cast("Differentiable", self.backend)
+        merge = cast("Instances", self._candidates).merge(task.recipe)
+        found = measure(plan, backend, merge)
+        return found.responses, found.slopes, found.seconds
 
     def close(self) -> None:
         self._candidates.close()

@@ -4,7 +4,7 @@ study       the experiment's identity, the content of its sources, its genes; al
 reference   a reference point (base, expert, average, ...): name, recipe, genome if it has one
 asked       a candidate that the search proposed: its genome; of a probe also its look
 lost        a worker died with the candidate; it is tried again
-seen        digest and per-item values of some blocks, by the metric or by the signal
+seen        digest and per-item values of some blocks, by the metric, or by the signal and slopes
 scored      digest of the weights, values and per-item scores on the search split
 dropped     racing: what was seen shows that the front dominates the candidate; it is not scored
 failed      the candidate cannot be built or scored; why

@@ -76,11 +76,11 @@ class Candidate:
 
     @property
     def cost(self) -> int:
-        """Items scored so far, each as often as it was."""
+        """Items scored so far, each as often as it was; with slopes it counts more."""
         if self.scores is None:
-            return sum(seen.size for seen in self.seen)
+            return sum(seen.cost for seen in self.seen)
         whole = sum(len(scores) for scores in self.scores.items.values())
-        return whole + sum(seen.size for seen in self.seen if seen.part.signal)
+        return whole + sum(seen.cost for seen in self.seen if seen.part.signal)
 
     @property
     def tokens(self) -> int:

@@ -15,7 +15,9 @@ class Seen:
 
     ``items`` are values by objective, in the order of their positions in the part's blocks: scores,
     or signals where the part asks for the signal and the objective has one. ``weighed`` are the
-    scores of objectives without items.
+    scores of objectives without items. ``slopes`` are, where the part asks for them, the
+    derivatives of the mean soft score by the weights of the candidate's recipe: by objective, the
+    recipe's groups outermost, then the experts in the order of its weights (or one number for all).
     """
 
     part: Part
@@ -25,11 +27,12 @@ class Seen:
     weighed: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of items, if not all 1
     timing: Mapping[str, float] = field(default_factory=dict)
+    slopes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
-    def size(self) -> int:
-        """Number of items."""
-        return sum(len(values) for values in self.items.values())
+    def cost(self) -> int:
+        """Scored items that it counts."""
+        return self.part.passes * sum(len(values) for values in self.items.values())
 
     def body(self) -> dict[str, Any]:
         """As an event's body; ``from_body`` gives the equal object back."""
@@ -40,6 +43,7 @@ class Seen:
             "tokens": self.tokens,
             "weighed": dict(self.weighed),
             "weights": {n: list(w) for n, w in self.weights.items()},
+            **({"by_weight": {n: list(s) for n, s in self.slopes.items()}} if self.slopes else {}),
         }
 
     @classmethod
@@ -52,14 +56,16 @@ class Seen:
             weighed=body["weighed"],
             weights={n: tuple(w) for n, w in body["weights"].items()},
             timing=timing,
+            slopes={n: tuple(s) for n, s in body.get("by_weight", {}).items()},
         )
 
 
 def part_body(part: Part) -> dict[str, Any]:
     """A part as JSON."""
-    return {"blocks": list(part.blocks), "signal": part.signal}
+    slopes = {"slopes": True} if part.slopes else {}
+    return {"blocks": list(part.blocks), "signal": part.signal, **slopes}
 
 
 def part_from(body: Mapping[str, Any]) -> Part:
     """The part that ``part_body`` wrote."""
-    return Part(tuple(body["blocks"]), body["signal"])
+    return Part(tuple(body["blocks"]), body["signal"], body.get("slopes", False))

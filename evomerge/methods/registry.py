@@ -76,8 +76,9 @@ class Method:
     lacks one follows the policy too. ``exact`` says that it is made of elementwise operations,
     exact selections and sums in a fixed order, so that it may use all threads. ``by_factors`` says
     that LoRA experts are merged factor by factor, so that the factors are no mere short cut.
-    ``extra``, called like the function, gives what a method makes beside the merged tensor, such as
-    task masks.
+    ``smooth`` says that the merged tensor is differentiable in ``weight``, and that autograd can
+    follow it, also where a weight is 0. ``extra``, called like the function, gives what a method
+    makes beside the merged tensor, such as task masks.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Method:
     shares: bool = False
     exact: bool = False
     by_factors: bool = False
+    smooth: bool = False
     extra: Callable[..., Mapping[str, torch.Tensor]] | None = None
     statistics: tuple[str, ...] = ()
     base_statistics: tuple[str, ...] = ()

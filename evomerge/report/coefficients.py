@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evomerge.grouping import Cell
 from evomerge.methods import get_method
-from evomerge.space import Cell, Gene, Space
+from evomerge.space import Gene, Space
 
 EVERYWHERE = "all tensors"
 

@@ -49,13 +49,13 @@ class Spent:
         self._count(sum(len(items) for items in scores.items.values()), scores.tokens)
         self._time(scores.timing)
         for seen in rungs:
-            self._count(-seen.size, -seen.tokens)
+            self._count(-seen.cost, -seen.tokens)
             self._time({name: -seconds for name, seconds in seen.timing.items()})
 
     def add_part(self, seen: Seen) -> None:
         """Takes a part into account."""
         self.parts += 1
-        self._count(seen.size, seen.tokens)
+        self._count(seen.cost, seen.tokens)
         self._time(seen.timing)
 
     def _count(self, items: int, tokens: int) -> None:

@@ -16,12 +16,13 @@ from evomerge.backends.transformers import TransformersBackend
 from evomerge.checkpoints.layout import layout
 from evomerge.checkpoints.sources import open_sources
 from evomerge.errors import ConfigError
+from evomerge.grouping import Grouping
 from evomerge.instantiate import Merge
 from evomerge.learning.coefficients import Coefficients, uniform
 from evomerge.learning.functional import MergedModel, kept
 from evomerge.recipe import Source
 from evomerge.scoring.requests import Generate
-from evomerge.space import Grouping, Space, SpaceSpec, bind
+from evomerge.space import Space, SpaceSpec, bind
 from tests.backends.conftest import image_messages, text_messages
 from tests.merging import full_expert, lora_expert, tensors_of, with_tensors
 from tests.models import tiny_llama, tiny_llava, tiny_mixtral, tiny_qwen2_vl

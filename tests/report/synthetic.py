@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evomerge.front import front_order
+from evomerge.grouping import Cell
 from evomerge.ledger.store import NAME, open_ledger
 from evomerge.recipe import Source
 from evomerge.scoring.objectives import load_objective
 from evomerge.scoring.statistics import ItemScore, mean
-from evomerge.space import Cell, Space, SpaceSpec
+from evomerge.space import Space, SpaceSpec
 
 TASKS = ("charts", "documents", "geometry", "grounding", "questions")
 SPLITS = ("search", "held_out")

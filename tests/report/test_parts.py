@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from evomerge.cli.main import app
 from evomerge.config import Optimise, load_experiment, load_space
 from evomerge.content import known
+from evomerge.grouping import Cell
 from evomerge.ledger.events import Event
 from evomerge.recipe import Source
 from evomerge.report.coefficients import grids, value
@@ -25,7 +26,7 @@ from evomerge.report.markdown import markdown
 from evomerge.report.reproduce import experiment_yaml
 from evomerge.report.summary import summarise
 from evomerge.report.view import open_view
-from evomerge.space import Cell, Space
+from evomerge.space import Space
 
 # --- grids -----------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ _SOURCE = (
     parameters=[WEIGHT, _DENSITY, _GAMMA, _SCALE],
     plain=lambda weights: {"weight": weights, "density": 1.0, "gamma": 0.0, "scale": 1.0},
     exact=True,
+    smooth=True,
 )
 def breadcrumbs(
     base: torch.Tensor,

@@ -34,6 +34,7 @@ _SOURCE = (
     parameters=[WEIGHT, DENSITY, SCALE],
     plain=lambda weights: {"weight": weights, "density": 1.0, "scale": 1.0},
     exact=True,
+    smooth=True,
 )
 def dare_linear(
     base: torch.Tensor,

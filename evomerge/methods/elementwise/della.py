@@ -77,6 +77,7 @@ def della(
     parameters=[WEIGHT, DENSITY, EPSILON, SCALE],
     plain=lambda weights: {"weight": weights, "density": 1.0, "scale": 1.0},
     exact=True,
+    smooth=True,
 )
 def della_linear(
     base: torch.Tensor,

@@ -26,6 +26,7 @@ WEIGHT = Parameter(
     parameters=[WEIGHT],
     plain=lambda weights: {"weight": weights} if abs(sum(weights) - 1) < 1e-12 else None,
     exact=True,
+    smooth=True,
     shares=True,
 )
 def linear(

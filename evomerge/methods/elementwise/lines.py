@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     ],
     plain=lambda weights: {"weight": weights, "alpha": 1.0, "beta": 0.0},
     exact=True,
+    smooth=True,
 )
 def lines(
     base: torch.Tensor,

@@ -27,6 +27,7 @@ SCALE = Parameter("scale", "factor on the merged task vector", 1.0, 0.0, 2.0)
     parameters=[WEIGHT, SCALE],
     plain=lambda weights: {"weight": weights, "scale": 1.0},
     exact=True,
+    smooth=True,
 )
 def task_arithmetic(
     base: torch.Tensor,
