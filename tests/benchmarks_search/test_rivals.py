@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.search import analytic, rivals
 from benchmarks.search.bed import Bed
+from benchmarks.search.wrappers import Generations, Scores, Tied
 from evomerge.search.base import Genome, Measured
 from evomerge.search.testing import FakeSearch
 from evomerge.space import Gene
@@ -52,7 +53,7 @@ def test_tied_genes_share_one_value_an_expert() -> None:
         for e in ("a", "b")
     )
     fake = FakeSearch([(0.1, 0.2, 0.3, 0.4)])
-    search = rivals.Tied(genes, lambda _: fake)
+    search = Tied(genes, lambda _: fake)
 
     assert search.names == ["weight[a]", "weight[b]", "density[a]", "density[b]"]
     assert [g.high for g in search.genes] == [2.0, 2.0, 1.0, 1.0]
@@ -93,13 +94,13 @@ def test_mergekit_evolve_starts_at_the_average_with_sigma_a_sixth(bed: Bed) -> N
 
 
 def test_a_generation_waits_for_all_its_scores() -> None:
-    class Pairs(rivals.Generations):
-        heard: tuple[rivals.Scores, ...] = ()
+    class Pairs(Generations):
+        heard: tuple[Scores, ...] = ()
 
         def propose(self) -> list[Genome]:
             return [(0.1,), (0.2,)]
 
-        def learn(self, scores: list[rivals.Scores]) -> None:
+        def learn(self, scores: list[Scores]) -> None:
             self.heard = (*self.heard, *scores)
 
     search = Pairs()
