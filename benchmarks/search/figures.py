@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.search.tables import CHALLENGER, RIVALS, Runs, advantages, beds, load, median
+from benchmarks.search.tables import (
+    CHALLENGER,
+    RIVALS,
+    Runs,
+    advantages,
+    beds,
+    figure_of,
+    load,
+    median,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
 COLOURS = ("#3b75af", "#b07aa1", "#6a9f58", "#e1812c", "#8c6d4f")
@@ -25,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("beds", nargs="*", default=beds())
     for bed in parser.parse_args().beds:
-        print(draw(bed, DOCS / f"search-{bed}.png"))
+        print(draw(bed, DOCS / figure_of(bed)))
 
 
 def draw(bed: str, out: Path) -> Path:

@@ -11,7 +11,7 @@ from benchmarks.search import asynchronous, overhead
 from benchmarks.search.drive import LEVEL
 from benchmarks.search.figures import DOCS
 from benchmarks.search.run import RESULTS, read
-from benchmarks.search.tables import beds, load, median, quartiles, section
+from benchmarks.search.tables import beds, items_of, load, median, quartiles, section
 
 PAGE = DOCS / "search-benchmark.md"
 BEGIN, END = "<!-- generated: python -m benchmarks.search.page -->", "<!-- end -->"
@@ -19,11 +19,23 @@ BEGIN, END = "<!-- generated: python -m benchmarks.search.page -->", "<!-- end -
 
 def main() -> None:
     text = "\n".join(
-        [*_versions(), *map(section, beds()), *_ablations(), *_racing(), *_workers(), *_overhead()]
+        [*_versions(), *sections(), *_ablations(), *_racing(), *_workers(), *_overhead()]
     )
     before, rest = PAGE.read_text("utf-8").split(BEGIN)
     after = rest.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+
+
+def sections() -> list[str]:
+    """Of all beds; those of fewer search items come last, below a heading that says how many."""
+    found: list[str] = []
+    before = ""
+    for bed in beds():
+        if items_of(bed) != before:
+            before = items_of(bed)
+            found += [f"### Beds of {before} search items an objective", ""]
+        found.append(section(bed))
+    return found
 
 
 def _versions() -> list[str]:
@@ -39,6 +51,7 @@ def _versions() -> list[str]:
 ABLATIONS = {
     "guided": "as it is",
     "guided+racing": "with racing",
+    "guided:slopes=false": "probes without slopes",
     "guided:signal=false": "probes by the metric",
     "guided:structure=false": "every gene by itself",
     "guided:probes=0": "no probes: all candidates scored",

@@ -216,16 +216,16 @@ def _tenth(runs: Mapping[str, Runs], mine: Runs, k: int, what: str) -> tuple[flo
 
 
 def section(bed: str) -> str:
-    """The Markdown of one bed."""
+    """The Markdown of one bed; one of fewer items stands below a heading of its own."""
     runs, shared = load(bed), not bed.startswith("analytic-")
     ahead = advantages(runs)
     order = sorted(runs.values(), key=lambda r: -median(ahead[r.name] or [-np.inf]))
     levels = [levels_of(runs, share, shared) for share in LEVELS]
     heads = "".join(f" | to {share:.0%}" for share in LEVELS)
     lines = [
-        f"### {bed}",
+        f"{'####' if items_of(bed) else '###'} {bed}",
         "",
-        f"![anytime curves on {bed}](search-{bed}.png)",
+        f"![anytime curves on {bed}]({figure_of(bed)})",
         "",
         "| algorithm | seeds | hypervolume | against the field | area | best mean "
         f"| held-out of it{heads} | proposing, s |",
@@ -280,8 +280,22 @@ def _share(share: float) -> str:
 
 
 def beds() -> list[str]:
-    """Beds with results, real ones first, then by dimension."""
+    """Beds with results: real ones, the others by dimension, those of fewer items (``@80``)."""
     names = [p.stem for p in RESULTS.glob("*.jsonl") if not p.stem.startswith("_")]
-    return sorted(
-        names, key=lambda n: (n.startswith("analytic"), [*map(int, re.findall(r"\d+", n))], n)
-    )
+    return sorted(names, key=_place)
+
+
+def items_of(bed: str) -> str:
+    """``80`` of ``text@80``; nothing for a bed with as many items as beds of its kind have."""
+    return bed.partition("@")[2]
+
+
+def figure_of(bed: str) -> str:
+    """The file name of its figure."""
+    return f"search-{bed.replace('@', '-')}.png"
+
+
+def _place(bed: str) -> tuple[int, bool, list[int], str]:
+    name, _, items = bed.partition("@")
+    numbers = [int(n) for n in re.findall(r"\d+", name)]
+    return int(items or 0), name.startswith("analytic"), numbers, name

@@ -7,10 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.search import page, tables
 from benchmarks.search.asynchronous import efficiency
 from benchmarks.search.drive import Curve
 from benchmarks.search.run import read
-from benchmarks.search.tables import Runs, best_rival, costs_to, duel, levels_of, paired
+from benchmarks.search.tables import (
+    Runs,
+    beds,
+    best_rival,
+    costs_to,
+    duel,
+    figure_of,
+    levels_of,
+    paired,
+)
 
 ITEMS, BUDGET = 10, 10
 
@@ -79,3 +89,26 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     assert read(path) == [{"a": 1}, {"a": 2}]
     assert path.read_text() == '{"a":1}\n{"a":2}\n'
     assert read(tmp_path / "none.jsonl") == []
+
+
+def test_beds_of_fewer_items_come_last_below_a_heading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    full = ["text", "zoo-full", "zoo-lora", "analytic-10", "analytic-60", "analytic-300"]
+    few = ["text@80", "zoo-full@80", "zoo-lora@80"]
+    for bed in ("_overhead", *few, *reversed(full)):
+        (tmp_path / f"{bed}.jsonl").touch()
+
+    assert beds() == [*full, *few]
+    assert [figure_of(bed) for bed in ("text", "text@80")] == [
+        "search-text.png",
+        "search-text-80.png",
+    ]
+    lines = "\n".join(page.sections()).splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        *(f"### {bed}" for bed in full),
+        "### Beds of 80 search items an objective",
+        *(f"#### {bed}" for bed in few),
+    ]
+    assert "![anytime curves on zoo-full@80](search-zoo-full-80.png)" in lines
