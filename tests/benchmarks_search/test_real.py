@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import MethodType
 from typing import cast
 
@@ -59,6 +60,23 @@ def test_a_bed_judges_items_as_the_engine_does(bed: Bed) -> None:
     assert outcome.seen is not None
     for objective, found in signal.items():
         assert found == pytest.approx(outcome.seen.items[objective][:ITEMS], abs=1e-4)
+
+
+def test_slopes_are_those_that_the_engine_measures(bed: Bed) -> None:
+    study = model_of(bed).study
+    objectives = study.objectives[:2]
+    worker = open_worker(study.experiment, study.sources, objectives)
+    block, genome = blocks(objectives)[0], near_merge(bed, 5)
+    task = Task(0, study.space.recipe(genome), "search", Part((0,), signal=True, slopes=True))
+    (outcome,) = worker.run([task])
+    model = real.Model(replace(study, objectives=objectives), 1 + max(map(max, block.values())))
+
+    signals, slopes = model.slopes(genome, block)
+    assert outcome.seen is not None
+    for name, by_weight in outcome.seen.slopes.items():
+        expected = study.space.slopes(genome, by_weight)
+        assert signals[name] == pytest.approx(outcome.seen.items[name], abs=1e-4)
+        assert slopes[name] == pytest.approx(expected, abs=1e-3 * np.abs(expected).max())
 
 
 def test_slopes_are_those_of_the_weights_before_they_are_rounded(bed: Bed) -> None:
