@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evomerge.checkpoints.layout import Place, layout
 from evomerge.documents import Document, validate
 from evomerge.errors import ConfigError
-from evomerge.recipe import Group, Source, select
+from evomerge.recipe import Group, Recipe, Source, select
 from evomerge.space import Gene, Space, SpaceSpec, bind
 
 BASE = Source(path="base")
@@ -355,3 +355,62 @@ def test_the_order_of_two_models() -> None:
     assert bound.plain({"z": 1.0, "a": 0.0}) == (0.0,)
     assert bound.plain({"z": 0.0, "a": 1.0}) == (1.0,)
     assert bound.recipe((0.5,)).order() == ("z", "a")
+
+
+# --- slopes --------------------------------------------------------------------------------------
+
+SLOPED: dict[str, dict[str, Any]] = {
+    "each": {"per": ["expert", "group"]},
+    "by expert": {"per": ["expert"]},
+    "by group": {"per": ["group"]},
+    "one": {},
+    "anchors": {"per": ["expert", "group"], "anchors": 3},
+    "anchors of all": {"per": ["group"], "anchors": 2},
+    "logarithmic": {"per": ["expert", "group"], "low": 0.01, "high": 1.5, "log": True},
+    "logarithmic anchors": {"per": ["group"], "anchors": 3, "low": 0.1, "high": 1.5, "log": True},
+}
+
+
+def weights_of(recipe: Recipe) -> list[float]:
+    """Groups outermost, experts as the weights name them, or one for all."""
+    given = [group.values["weight"] for group in recipe.parameters]
+    return [w for each in given for w in (each.values() if isinstance(each, Mapping) else [each])]
+
+
+@pytest.mark.parametrize("gene", SLOPED.values(), ids=SLOPED)
+def test_slopes_by_weights_become_those_by_genes(gene: dict[str, Any]) -> None:
+    bound = space(names="b c a", groups={"depth": 4}, genes={"weight": gene})
+    genome = [0.1 + 0.8 * i / bound.dimension for i in range(bound.dimension)]
+    by_weight = [1.5 - 0.7 * i for i in range(len(weights_of(bound.recipe(genome))))]
+    step = 1e-5
+
+    def along(moved: list[float]) -> float:
+        pairs = zip(weights_of(bound.recipe(moved)), by_weight, strict=True)
+        return sum(w * s for w, s in pairs)
+
+    found = bound.slopes(genome, by_weight)
+    assert len(found) == bound.dimension
+    for i, slope in enumerate(found):
+        up, down = ([u + d * (i == j) for j, u in enumerate(genome)] for d in (step, -step))
+        assert slope == pytest.approx((along(up) - along(down)) / (2 * step), rel=1e-7, abs=1e-7)
+
+
+def test_a_number_of_slopes_that_is_not_that_of_the_weights_is_refused() -> None:
+    bound = space()
+    with pytest.raises(ValueError, match="shorter"):
+        bound.slopes([0.5] * bound.dimension, [1.0])
+
+
+@pytest.mark.parametrize(
+    ("method", "genes", "smooth"),
+    [
+        ("task_arithmetic", {"weight": {"per": ["group"]}}, True),
+        ("linear", {"weight": {"per": ["expert"]}}, True),
+        ("breadcrumbs", {"weight": {"per": ["expert"]}, "density": {"fixed": 0.3}}, True),
+        ("task_arithmetic", {"weight": {"per": ["group"]}, "scale": {}}, False),
+        ("task_arithmetic", {"weight": {"fixed": 0.5}, "scale": {}}, False),
+        ("ties", {"weight": {"per": ["expert"]}}, False),
+    ],
+)
+def test_what_is_smooth(method: str, genes: dict[str, Any], smooth: bool) -> None:
+    assert space(method=method, genes=genes).smooth == smooth

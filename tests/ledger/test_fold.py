@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from evomerge.ledger.events import Event
 from evomerge.ledger.fold import Scores, State, fold
-from evomerge.ledger.seen import Seen
+from evomerge.ledger.seen import Seen, part_body, part_from
 from evomerge.recipe import Group, Recipe, Source
 from evomerge.scoring.blocks import Part
 from evomerge.scoring.statistics import Value
@@ -160,3 +161,34 @@ def test_what_was_seen_survives_its_body() -> None:
         Part((1, 4), True), "d", {"a": (0.1, 1 / 3)}, 9, {"s": 0.5}, {"a": (2.0, 3.0)}, {"x": 1.0}
     )
     assert Seen.from_body(found.body(), {"x": 1.0}) == found
+
+
+def sloped(*values: float) -> Seen:
+    return Seen(Part((3,), True, True), "d", {"vqa": values}, 0, slopes={"vqa": (0.25, -1e-9)})
+
+
+def test_slopes_survive_their_body() -> None:
+    written = json.loads(json.dumps(sloped(-1.5).body()))
+    assert Seen.from_body(written, {}) == sloped(-1.5)
+    assert part_from(part_body(Part((3,), True, True))) == Part((3,), True, True)
+
+
+def test_what_has_no_slopes_is_written_as_ever() -> None:
+    assert part_body(Part((3,), True)) == {"blocks": [3], "signal": True}
+    assert Seen(Part((3,), True), "d", {"vqa": (-1.5,)}, 0).body() == {
+        "blocks": [3],
+        "signal": True,
+        "digest": "d",
+        "items": {"vqa": [-1.5]},
+        "tokens": 0,
+        "weighed": {},
+        "weights": {},
+    }
+
+
+def test_an_item_with_slopes_counts_three() -> None:
+    look = part_body(Part((3,), True, True))
+    asked = Event("asked", 2, {"genome": [0.5, 0.5], "look": look})
+    state = raced(asked, Event("seen", 2, sloped(-1.5, -2.0).body()))
+    assert (state.candidates[2].cost, state.items, state.spent) == (6, 6, 6)
+    assert state.evaluations == 3
