@@ -74,6 +74,7 @@ function tiles(knee, split) {
 const partTitles = {
   instantiate: "instantiate",
   prefill: "prefill",
+  backward: "backward",
   decode: "decode",
   score: "rest of scoring",
 };
@@ -133,7 +134,7 @@ function costBar(pieces, total, parts) {
   for (const [name, seconds, part, stage] of pieces) {
     if (!seconds) continue;
     const piece = h("i", {
-      class: `part-${part === "idle" ? "idle" : parts.indexOf(part) % 4}`,
+      class: `part-${part === "idle" ? "idle" : parts.indexOf(part) % 5}`,
       title: `${name}: ${duration(seconds)}`,
     });
     piece.style.flexGrow = String(seconds / total);
@@ -148,7 +149,7 @@ function costBar(pieces, total, parts) {
       h(
         "span",
         {},
-        h("i", { class: `swatch part-${part === "idle" ? "idle" : parts.indexOf(part) % 4}` }),
+        h("i", { class: `swatch part-${part === "idle" ? "idle" : parts.indexOf(part) % 5}` }),
         part === "idle" ? "waiting: nothing evaluated" : partTitles[part] || part,
       ),
     ),
