@@ -102,16 +102,25 @@ def merged_with(merge: Merge, name: str, weight: Any) -> torch.Tensor:
 
 def draw_back(
     merge: Merge,
-    gradients: Iterable[tuple[str, torch.Tensor]],
+    gradients: Mapping[str, Mapping[str, torch.Tensor]],
     weights: Mapping[str, torch.Tensor],
-) -> None:
-    """Adds to the gradients of ``weights`` what ``gradients`` at merged tensors make of them.
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Gradients of several things, by their names, at merged tensors, as those at ``weights``.
 
-    ``weights`` are followed by autograd, by the selectors of the merge's groups: 0-d, or one entry
-    for each of the merge's experts.
+    ``weights``, and what is returned of each thing, are by the selectors of the merge's groups:
+    0-d, or one entry for each of the merge's experts. Each tensor is merged once for all things.
     """
-    for name, gradient in gradients:
-        weight = weights[merge.moved[name].tensors]
+    followed = {selector: w.detach().clone().requires_grad_() for selector, w in weights.items()}
+    drawn = {of: {s: torch.zeros_like(w) for s, w in weights.items()} for of in gradients}
+    for name, group in merge.moved.items():
+        arrived = {of: by_name[name] for of, by_name in gradients.items() if name in by_name}
+        if not arrived:
+            continue
+        weight = followed[group.tensors]
         merged = merged_with(merge, name, tuple(weight) if weight.ndim else weight)
-        if merged.requires_grad:
-            torch.autograd.backward(merged, gradient.to(merged))
+        if not merged.requires_grad:
+            continue
+        for of, gradient in arrived.items():
+            (found,) = torch.autograd.grad(merged, weight, gradient.to(merged), retain_graph=True)
+            drawn[of][group.tensors] += found
+    return drawn

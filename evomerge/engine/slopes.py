@@ -14,11 +14,13 @@ from evomerge.backends.base import Differentiable
 from evomerge.backends.gradients import draw_back
 from evomerge.errors import CandidateError
 from evomerge.instantiate import Merge
+from evomerge.recipe import Group
 from evomerge.scoring.evaluate import Plan, Use
 from evomerge.scoring.objectives import Objective
 from evomerge.scoring.requests import Likelihood, Response
 from evomerge.scoring.signals import soft_gradient
 
+_HELD = 4 << 30  # bytes of gradients that wait to be drawn back together
 _DIGITS = 7  # that are kept: more than float32 gradients have, and a ledger stays small
 
 
@@ -39,7 +41,8 @@ class Slopes:
 def measure(plan: Plan, backend: Differentiable, merge: Merge) -> Slopes:
     """Runs a plan, all of it signals, at the live model that ``merge`` has made.
 
-    One objective after the other, so that there are the gradients of one only.
+    One objective after the other; the gradients of several are drawn back together where they fit
+    into ``_HELD`` bytes, as each tensor is then merged once for all of them.
 
     Raises:
         CandidateError: a response or a slope is not finite.
@@ -47,20 +50,28 @@ def measure(plan: Plan, backend: Differentiable, merge: Merge) -> Slopes:
     responses: dict[int, Response] = {}
     slopes: dict[str, tuple[float, ...]] = {}
     seconds: dict[str, float] = {}
+    waiting: dict[str, Mapping[str, torch.Tensor]] = {}
     for objective in plan.objectives:
         uses = [use for use in plan.uses if use.objective == objective.name]
         asked = [[plan.requests[at] for at in use.positions] for use in uses]
-        answers, gradients = backend.gradients(
+        answers, waiting[objective.name] = backend.gradients(
             asked, partial(_weigh, objective, uses), list(merge.moved)
         )
-        drawn = time.perf_counter()
-        slopes[objective.name] = _by_weights(objective.name, merge, gradients)
-        spent = {**backend.spent}
-        spent["backward"] = spent.get("backward", 0.0) + time.perf_counter() - drawn
-        seconds = {name: seconds.get(name, 0.0) + more for name, more in spent.items()}
         for use, answered in zip(uses, answers, strict=True):
             responses.update(zip(use.positions, answered, strict=True))
+        drawn = time.perf_counter()
+        if objective is plan.objectives[-1] or _nbytes(waiting) * (1 + 1 / len(waiting)) > _HELD:
+            slopes |= _by_weights(merge, waiting)
+            waiting = {}
+        spent = {**backend.spent}
+        spent["backward"] = spent.get("backward", 0.0) + time.perf_counter() - drawn
+        for name, more in spent.items():
+            seconds[name] = seconds.get(name, 0.0) + more
     return Slopes(tuple(responses[at] for at in range(len(plan.requests))), slopes, seconds)
+
+
+def _nbytes(waiting: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
+    return sum(gradient.nbytes for by_name in waiting.values() for gradient in by_name.values())
 
 
 def _weigh(
@@ -72,26 +83,32 @@ def _weigh(
 
 
 def _by_weights(
-    name: str, merge: Merge, gradients: Mapping[str, torch.Tensor]
-) -> tuple[float, ...]:
-    """Gradients at the merged tensors as derivatives by the recipe's weights."""
-    groups, order = merge.recipe.parameters, tuple(merge.experts)
+    merge: Merge, gradients: Mapping[str, Mapping[str, torch.Tensor]]
+) -> dict[str, tuple[float, ...]]:
+    """Gradients at the merged tensors, by objective, as derivatives by the recipe's weights."""
+    groups = merge.recipe.parameters
     weights = {
-        group.tensors: torch.tensor(
-            merge.values(group)["weight"], dtype=torch.float64, requires_grad=True
-        )
+        group.tensors: torch.tensor(merge.values(group)["weight"], dtype=torch.float64)
         for group in groups
     }
-    draw_back(merge, gradients.items(), weights)
-    found: list[float] = []
-    for group in groups:
-        weight = weights[group.tensors]
-        by_expert = (torch.zeros_like(weight) if weight.grad is None else weight.grad).tolist()
-        given = group.values.get("weight")
-        if isinstance(given, Mapping):
-            found += [by_expert[order.index(expert)] for expert in given]
-        else:
-            found.append(math.fsum(by_expert) if isinstance(by_expert, list) else by_expert)
-    if not all(math.isfinite(slope) for slope in found):
-        raise CandidateError(f"a slope of {name} is not finite; the merged model is broken")
-    return tuple(float(f"{slope:.{_DIGITS}g}") for slope in found)
+    drawn = draw_back(merge, gradients, weights)
+    slopes = {
+        name: [s for group in groups for s in _as_given(merge, group, by_group[group.tensors])]
+        for name, by_group in drawn.items()
+    }
+    for name, found in slopes.items():
+        if not all(math.isfinite(slope) for slope in found):
+            raise CandidateError(f"a slope of {name} is not finite; the merged model is broken")
+    return {
+        name: tuple(float(f"{slope:.{_DIGITS}g}") for slope in found)
+        for name, found in slopes.items()
+    }
+
+
+def _as_given(merge: Merge, group: Group, slopes: torch.Tensor) -> list[float]:
+    """One slope for each weight that the recipe gives a group; these are in the merge's order."""
+    given = group.values.get("weight")
+    if not isinstance(given, Mapping):
+        return [float(slopes.sum())]
+    by_expert = dict(zip(merge.experts, slopes.tolist(), strict=True))
+    return [by_expert[expert] for expert in given]

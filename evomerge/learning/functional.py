@@ -106,11 +106,13 @@ class MergedModel:
 
     def gradient(self) -> torch.Tensor:
         """With respect to the coefficients last placed, of all losses back-propagated since."""
-        at = self._at.clone().requires_grad_()
-        gradients = (
-            (name, spot.of(gradient))
+        arrived = {
+            name: spot.of(gradient)
             for name, spot in self._spots.items()
             if (gradient := self._leaves[spot.parameter].grad) is not None
-        )
-        draw_back(self._merge, gradients, {s: at[row] for s, row in self._rows.items()})
-        return torch.zeros_like(self._at) if at.grad is None else at.grad
+        }
+        weights = {selector: self._at[row] for selector, row in self._rows.items()}
+        found = torch.zeros_like(self._at)
+        for selector, slopes in draw_back(self._merge, {"loss": arrived}, weights)["loss"].items():
+            found[self._rows[selector]] += slopes
+        return found

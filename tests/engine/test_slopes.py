@@ -17,6 +17,7 @@ from evomerge.backends.config import TransformersConfig
 from evomerge.backends.transformers import TransformersBackend
 from evomerge.checkpoints.layout import layout
 from evomerge.checkpoints.sources import open_sources
+from evomerge.engine import slopes as slopes_module
 from evomerge.engine.tasks import Task
 from evomerge.engine.worker import Worker
 from evomerge.grouping import Grouping
@@ -267,6 +268,24 @@ def test_batches_do_not_matter(
     for name, slopes in expected.slopes.items():
         assert found.slopes[name] == pytest.approx(slopes, rel=1e-3, abs=1e-4 * max(slopes))
         assert found.items[name] == pytest.approx(expected.items[name], abs=1e-4)
+
+
+def test_objectives_drawn_back_one_by_one_give_the_same(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = case.asked(case.recipe, slopes=True)
+    drawn: list[set[str]] = []
+    draw_back = slopes_module.draw_back
+
+    def noted(merge: Any, gradients: Any, weights: Any) -> Any:
+        drawn.append(set(gradients))
+        return draw_back(merge, gradients, weights)
+
+    monkeypatch.setattr(slopes_module, "draw_back", noted)
+    assert case.asked(case.recipe, slopes=True).body() == together.body()
+    monkeypatch.setattr(slopes_module, "_HELD", 0)
+    assert case.asked(case.recipe, slopes=True).body() == together.body()
+    assert drawn == [{"answer", "choice"}, {"answer"}, {"choice"}]
 
 
 def test_of_a_part_they_are_of_its_items_alone(case: Case) -> None:
