@@ -331,6 +331,21 @@ def test_after_a_failure_the_model_is_as_it_was(case: Case) -> None:
     assert unchanged(case, held)
 
 
+def test_items_that_ask_nothing_are_passed_over(case: Case) -> None:
+    case.asked(case.recipe, slopes=False)
+    (request, *_) = planner(case.worker.objectives)("search", Part((0,), True)).requests
+    weighed: list[int] = []
+
+    def weigh(at: int, responses: Sequence[object]) -> list[float]:
+        weighed.append(at)
+        return [1.0 for _ in responses]
+
+    answers, gradients = backend(case).gradients([[], [request], []], weigh, held_names(case))
+    assert [len(each) for each in answers] == [0, 1, 0]
+    assert weighed == [1]
+    assert any(gradient.any() for gradient in gradients.values())
+
+
 def held_names(case: Case) -> list[str]:
     return list(case.worker.sources.base.tensors)
 
