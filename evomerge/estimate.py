@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 from evomerge.backends.config import TransformersConfig
 from evomerge.checkpoints.headers import ITEM_BYTES
+from evomerge.engine.rungs import Rungs
 from evomerge.engine.study import Study, search_settings
 from evomerge.engine.worker import open_worker
-from evomerge.scoring.blocks import blocks
+from evomerge.scoring.blocks import SLOPE_PASSES, blocks
 from evomerge.scoring.evaluate import plan
 from evomerge.scoring.objectives import Objective
 from evomerge.search.base import check_settings
+from evomerge.search.guided import option
 
 TRIAL = 64  # requests of the measured trial, or as many as a batch has
 
@@ -111,10 +113,12 @@ def _made(study: Study, candidates: float) -> float:
     if settings.algorithm != "guided":
         return candidates
     _, options = check_settings(settings, objectives)
-    probes, startup = float(options["probes"] or 0), float(options["startup"] or 0)
+    slopes = Rungs(study).slopes and bool(options["slopes"] and options["signal"])
+    probes = option(options, "probes", slopes)
+    startup = option(options, "startup", slopes)
     if not probes:
         return candidates
-    share = 1 / max(1, len(blocks(study.objectives)))
+    share = (SLOPE_PASSES if slopes else 1) / max(1, len(blocks(study.objectives)))
     first = min(startup, candidates / share)
     return first + (candidates - first * share) * (probes + 1) / (probes * share + 1)
 

@@ -325,11 +325,24 @@ ALGORITHMS: dict[str, Algorithm] = {
             True,
             "probes by likelihood on a few items, and a quadratic model that knows the genes",
             {
-                "probes": Option(int, 20, 0, 10_000, "probes for every candidate that is scored"),
-                "startup": Option(int, 60, 1, 10_000, "probes before the first of them"),
-                "step": Option(float, 0.2, 1e-3, 10.0, "of a probe, root mean square a gene"),
-                "radius": Option(float, 0.77, 1e-3, 100.0, "of a step of what is expected best"),
+                "probes": Option(
+                    int,
+                    None,
+                    0,
+                    10_000,
+                    "for each scored candidate; by default 20, with slopes 4",
+                ),
+                "startup": Option(
+                    int, None, 1, 10_000, "probes before the first; by default 60, with slopes 20"
+                ),
+                "step": Option(
+                    float, None, 1e-3, 10.0, "of a probe, a gene; by default 0.2, with slopes 0.1"
+                ),
+                "radius": Option(
+                    float, None, 1e-3, 100.0, "of a step; by default 0.77, with slopes 1.5"
+                ),
                 "signal": Option(bool, True, 0, 1, "probe by likelihoods, where there are any"),
+                "slopes": Option(bool, True, 0, 1, "and by their slopes, where a model gives any"),
                 "structure": Option(bool, True, 0, 1, "genes of an expert or place go together"),
             },
         ),

@@ -1,18 +1,19 @@
 """A search for merges: probes by signal teach a structured quadratic, whose best points are scored.
 
 Most candidates are probes: a displacement of all genes, seen by the signal of one block of items.
-They cost a twentieth of a full evaluation and come in pairs of opposite displacements that answer
-the same items. A displacement moves the genes of an expert together, or those of a place, or every
-gene by itself; it starts from where the model (`surrogate`) expects the best. After every so many
-probes, the place where the model, cautiously, expects the best for one weighting of the aims is
-asked for as a candidate to be scored. What is proposed is a function of the seed and of what had
-been told up to the last version of the data, so that the search resumes exactly.
+Where slopes can be measured, a probe says how every objective changes with every gene (`slopes`).
+Elsewhere probes come in pairs of opposite displacements that answer the same items (`surrogate`).
+A displacement moves the genes of an expert together, or those of a place, or every gene by itself;
+it starts from where the model expects the best. After every so many probes, the place where the
+model, cautiously, expects the best for one weighting of the aims is asked for as a candidate to be
+scored. What is proposed is a function of the seed and of what had been told up to the last version
+of the data, so that the search resumes exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,48 +21,36 @@ import numpy as np
 from evomerge.scoring.signals import soft
 from evomerge.search.base import Evidence, Genome, Look, Measured, OptionValue
 from evomerge.search.names import parameter_of
+from evomerge.search.residual import Residual, fit_residual
+from evomerge.search.rows import Row
+from evomerge.search.slopes import SlopeModel, Slopes, fit_slopes
 from evomerge.search.surrogate import Array, Observations, Surrogate, fit, levels
 
 if TYPE_CHECKING:
     from evomerge.space import Gene
 
 VERSION = 40  # observations between two fits, unless a score is asked or told
+VERSION_BY_SLOPES = 5
 MOST = 600  # observations in a fit: the latest
 FEWEST = 12
+FEWEST_BY_SLOPES = 5
+FEWEST_SCORED = 3  # from which full scores say more than the level
 REACH = 0.4  # of the model around its centre, root mean square of a gene's displacement
 FIRST = 40  # displacements that are mostly coarse
 SHARES = ((4, 2, 2, 1, 1), (1, 1, 1, 1, 2))
 """Of the levels of `surrogate.levels` among displacements: of the first ones, and later."""
-CAUTION = 0.5  # standard deviations that an expected gain must outweigh
+CAUTION = 0.5  # standard deviations of the model that an expected gain must outweigh
+HOPE = 0.5  # standard deviations that full scores may differ from the model, for the better
 STEPS, STRIDE = 48, 0.05
-
-
-@dataclass
-class _Row:
-    """What was seen of one candidate by one measure: sums over items by objective, and blocks."""
-
-    place: Array
-    by_metric: bool
-    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
-    blocks: dict[int, int] = field(default_factory=dict)
-
-    def add(self, name: str, values: Array) -> None:
-        total, count = self.sums.get(name, (0.0, 0))
-        self.sums[name] = (total + float(values.sum()), count + len(values))
-
-    def value(self, name: str) -> float:
-        total, count = self.sums[name]
-        return total / count
-
-    def copy(self) -> _Row:
-        return _Row(self.place, self.by_metric, dict(self.sums), dict(self.blocks))
+USUAL = {"probes": (20, 4), "startup": (60, 20), "step": (0.2, 0.1), "radius": (0.77, 1.5)}
+"""Options that are not given: without slopes, and with them."""
 
 
 @dataclass(frozen=True)
 class _Data:
     """A version of what was seen: rows by candidate and whether by the metric; told scores."""
 
-    rows: Mapping[tuple[int, bool], _Row]
+    rows: Mapping[tuple[int, bool], Row]
     told: Mapping[int, tuple[float, ...]]
 
 
@@ -79,7 +68,16 @@ class _Model:
     """(T,), by how much values are changed to see what that changes in the aims."""
     scale: Array
     """(m,), range of each aim."""
-    surrogate: Surrogate
+    surrogate: Surrogate | SlopeModel
+    residual: Residual | None = None
+
+    def values(self, away: Array) -> tuple[Array, Array]:
+        """(T,) expected at a displacement, and their slopes (d, T)."""
+        change, slopes = self.surrogate.mean(away)
+        if self.residual is None:
+            return self.level + change, slopes
+        more, slopes_of_more = self.residual.mean(away)
+        return self.level + change + more, slopes + slopes_of_more
 
 
 class GuidedSearch:
@@ -98,10 +96,14 @@ class GuidedSearch:
         measured: Measured | None = None,
     ) -> None:
         self._seed, self._objectives, self._measured = seed, objectives, measured
-        self._probes = int(options["probes"] or 0) if measured and measured.blocks else 0
-        self._startup = int(options["startup"] or 0)
-        self._radius = float(options["radius"] or 0)
-        self._step = float(options["step"] or 0)
+        wanted = options["slopes"] and options["signal"] and options["probes"] != 0
+        self._slopes = bool(wanted and measured and measured.slopes)
+        self._probes = int(option(options, "probes", self._slopes))
+        if not (measured and measured.blocks):
+            self._probes = 0
+        self._startup = int(option(options, "startup", self._slopes))
+        self._radius = option(options, "radius", self._slopes)
+        self._step = option(options, "step", self._slopes)
         self._unit = np.array([_unit(gene) for gene in genes]) if genes else np.ones(dimension)
         whole = levels(genes) if genes and options["structure"] else None
         self._levels = whole or (np.eye(dimension),) * len(SHARES[0])
@@ -110,7 +112,7 @@ class GuidedSearch:
         self._blocks = max(len(measured.blocks), 1) if measured else 1
         for number, block in enumerate(measured.blocks if measured else ()):
             self._block |= {(name, at): number for name, found in block.items() for at in found}
-        self._rows: dict[tuple[int, bool], _Row] = {}
+        self._rows: dict[tuple[int, bool], Row] = {}
         self._told: dict[int, tuple[float, ...]] = {}
         self._first: int | None = None
         self._seen = 0
@@ -123,6 +125,8 @@ class GuidedSearch:
         turn = self._turn(candidate)
         if self._is_scored(turn):
             return None
+        if self._slopes:
+            return Look((self._probe(turn) % self._blocks,), True, True)
         return Look((self._probe(turn) // 2 % self._blocks,), self._signal)
 
     def observe(self, candidate: int, genome: Genome, evidence: Evidence) -> None:
@@ -134,8 +138,9 @@ class GuidedSearch:
                 block = self._block.get((name, at))
                 if block is not None:
                     row.blocks[block] = row.blocks.get(block, 0) + 1
+        row.slopes |= {n: np.array(s) * self._unit for n, s in evidence.slopes.items()}
         self._seen += 1
-        if self._seen % VERSION == 0:
+        if self._seen % (VERSION_BY_SLOPES if self._slopes else VERSION) == 0:
             self._freeze()
 
     def tell(self, candidate: int, genome: Genome, scores: tuple[float, ...]) -> None:
@@ -181,10 +186,10 @@ class GuidedSearch:
             candidate < self._first or self._is_scored(candidate - self._first)
         )
 
-    def _row(self, candidate: int, genome: Genome, by_metric: bool) -> _Row:
+    def _row(self, candidate: int, genome: Genome, by_metric: bool) -> Row:
         key = (candidate, by_metric)
         if key not in self._rows:
-            self._rows[key] = _Row(np.array(genome) / self._unit, by_metric)
+            self._rows[key] = Row(np.array(genome) / self._unit, by_metric)
         return self._rows[key]
 
     def _freeze(self) -> None:
@@ -198,6 +203,10 @@ class GuidedSearch:
         turn = self._begin(candidate)
         if self._probes and self._is_scored(turn):
             place = self._best((turn - self._startup) // (self._probes + 1))
+        elif self._slopes:
+            rng = np.random.default_rng([self._seed, self._probe(turn)])
+            best = self._best(int(rng.integers(self._objectives + 1)))
+            place = best + self._displacement(rng, (1,) * len(self._levels))
         else:
             pair, second = divmod(self._probe(turn), 2)
             rng = np.random.default_rng([self._seed, pair])
@@ -253,11 +262,11 @@ class GuidedSearch:
             row
             for row in self._data.rows.values()
             if np.sqrt(((row.place - centre) ** 2).mean()) < REACH
-            and all(name in row.sums for name in names)
+            and all(name in (row.slopes if self._slopes else row.sums) for name in names)
         ][-MOST:]
-        if len(rows) < FEWEST:
+        if len(rows) < (FEWEST_BY_SLOPES if self._slopes else FEWEST):
             return None
-        surrogate = fit(self._levels, self._observations(rows, centre, names))
+        surrogate = self._fit(rows, centre, names)
         whole = {c: self._data.rows[c, True] for c in self._data.told}
         values = np.array([[row.value(name) for name in names] for row in whole.values()])
         at_centre = next(i for i, row in enumerate(whole.values()) if row.place is centre)
@@ -270,23 +279,31 @@ class GuidedSearch:
             scale=scale,
             surrogate=surrogate,
         )
+        if self._slopes:
+            model = replace(model, residual=_residual(model, whole))
         return replace(model, start=self._start(model, whole))
 
-    def _observations(
-        self, rows: Sequence[_Row], centre: Array, names: Sequence[str]
-    ) -> Observations:
+    def _fit(
+        self, rows: Sequence[Row], centre: Array, names: Sequence[str]
+    ) -> Surrogate | SlopeModel:
+        places = np.array([row.place - centre for row in rows])
         blocks = np.zeros((len(rows), self._blocks))
         for i, row in enumerate(rows):
             blocks[i, list(row.blocks)] = list(row.blocks.values())
-        return Observations(
-            places=np.array([row.place - centre for row in rows]),
-            blocks=blocks / np.maximum(blocks.sum(axis=1, keepdims=True), 1.0),
+        blocks /= np.maximum(blocks.sum(axis=1, keepdims=True), 1.0)
+        if self._slopes:
+            found = np.array([[row.slopes[name] for name in names] for row in rows])
+            return fit_slopes(Slopes(places, blocks, found))
+        seen = Observations(
+            places=places,
+            blocks=blocks,
             values=np.array([[row.value(name) for name in names] for row in rows]),
             items=np.array([max(1.0, sum(row.blocks.values())) for row in rows]),
             by_metric=np.array([row.by_metric for row in rows]),
         )
+        return fit(self._levels, seen)
 
-    def _start(self, model: _Model, whole: Mapping[int, _Row]) -> Array:
+    def _start(self, model: _Model, whole: Mapping[int, Row]) -> Array:
         """The displacement of the told candidate that is best by its scores and by the model.
 
         Scores alone would favour whoever was lucky with the items.
@@ -295,7 +312,7 @@ class GuidedSearch:
         for candidate, row in whole.items():
             away = row.place - model.centre
             if np.sqrt((away**2).mean()) < REACH:
-                expected = self._aims(model, model.level + model.surrogate.mean(away)[0])
+                expected = self._aims(model, model.values(away)[0])
                 told = np.array(self._data.told[candidate])
                 total = float(((told + expected) / model.scale).sum())
                 if total > most:
@@ -318,25 +335,47 @@ class GuidedSearch:
         away, momentum = model.start, np.zeros_like(model.start)
         best, most = away, -np.inf
         for step in range(STEPS):
-            change, slopes = model.surrogate.mean(away)
-            values = model.level + change
+            values, slopes = model.values(away)
             worth = np.array(
                 [
                     weights @ (self._aims(model, values + e) - self._aims(model, values - e))
                     for e in np.diag(model.width)
                 ]
             ) / (2 * model.width)
-            deviation, slope = model.surrogate.deviation(away)
-            unsure = CAUTION * float(np.sqrt(((worth * model.surrogate.units) ** 2).sum()))
-            total = float(weights @ self._aims(model, values)) - unsure * deviation
+            total = float(weights @ self._aims(model, values))
+            uphill = slopes @ worth
+            for part, share in ((model.surrogate, -CAUTION), (model.residual, HOPE)):
+                if part is not None:
+                    deviation, slope = part.deviation(away)
+                    share *= float(np.sqrt(((worth * part.units) ** 2).sum()))
+                    total, uphill = total + share * deviation, uphill + share * slope
             if total > most:
                 best, most = away, total
-            uphill = slopes @ worth - unsure * slope
             momentum = 0.8 * momentum + uphill / (np.linalg.norm(uphill) + 1e-12)
             moved = away + STRIDE * radius * (1 - step / STEPS) * momentum - model.start
             moved = moved * min(1.0, radius / (float(np.linalg.norm(moved)) + 1e-12))
             away = np.clip(model.start + moved, low, high)
         return np.asarray(model.centre + best)
+
+
+def option(options: Mapping[str, OptionValue], name: str, slopes: bool) -> float:
+    """An option's value, or the usual one."""
+    given = options[name]
+    return USUAL[name][slopes] if given is None else float(given)
+
+
+def _residual(model: _Model, whole: Mapping[int, Row]) -> Residual | None:
+    """What the told candidates near the centre say beyond the model."""
+    near = [
+        (row.place - model.centre, np.array([row.value(name) for name in model.names]))
+        for row in whole.values()
+        if np.sqrt(((row.place - model.centre) ** 2).mean()) < REACH
+    ]
+    if len(near) < FEWEST_SCORED:
+        return None
+    places = np.array([away for away, _ in near])
+    left = np.array([found - model.values(away)[0] for away, found in near])
+    return fit_residual(places, left)
 
 
 def _unit(gene: Gene) -> float:

@@ -18,7 +18,7 @@ of new items. The metric may differ from the signal by as smooth a function; ρ 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -214,9 +214,19 @@ def _estimate(grams: _Grams, scaled: Array) -> Array:
         likelihood = 0.5 * (white**2).sum() + scaled.shape[1] * np.log(np.diag(lower)).sum()
         return float(likelihood + 0.5 * (np.log(variances / start) ** 2).sum() / SPREAD**2)
 
+    return likeliest(loss, start, (7, 0, 1, 2, 3, 4, 9, 5, 6, 8), (5.0, 2.2))
+
+
+def likeliest(
+    loss: Callable[[Array], float], start: Array, order: Sequence[int], steps: Sequence[float]
+) -> Array:
+    """Positive numbers of a small loss, by a coordinate search from `start`; deterministic.
+
+    They are tried in their `order`, times and over each of the `steps`.
+    """
     best, least = start, loss(start)
-    for step in (5.0, 2.2):
-        for i in (7, 0, 1, 2, 3, 4, 9, 5, 6, 8):
+    for step in steps:
+        for i in order:
             for factor in (step, 1 / step):
                 tried = best.copy()
                 tried[i] *= factor

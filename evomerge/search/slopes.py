@@ -1,0 +1,160 @@
+"""A model of objectives over a genome that learns from their slopes.
+
+Near a point the objectives of a merged model are close to quadratics of its coefficients. With z
+the displacement from the centre, in natural units, the gradient of an objective is taken to be
+
+    ∇f(z) = b - κ w∘z + H z + what the block of items has of its own + noise,
+
+b and H Gaussian with mean 0. So beside the Hessian that was seen there is one that is expected: an
+objective bends down along every gene, as much more along those it is more sensitive to. w is the
+mean square of the derivatives, as the Fisher information stands for a Hessian; κ, one number an
+objective, is fitted. Over n observations every derivative of every objective has the covariance
+
+    a (1 + 2c z·z') + l (shared blocks) [+ noise],
+
+because the symmetry of H is used only where H is evaluated: thousands of derivatives cost one
+factorisation of an n x n matrix. Blocks lean to other merges than all items do (l): what they do
+not share is not expected of new items. A quadratic's change from the centre is z·∇f(z/2), so its
+variance is known as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from evomerge.search.surrogate import Array, likeliest
+
+START = (0.5, 0.3, 0.5, 0.5)
+"""Where the search for a, c, l and the noise starts, in mean squares of a derivative; c as what it
+adds at the mean distance of the observations."""
+
+SPREAD = 2.0  # of the prior of each one's logarithm
+SAMPLE = 200  # observations that they are estimated from
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """What was seen of n candidates, each by signal on some items.
+
+    places: (n, d), displacements from the centre in natural units. blocks: (n, B), the share of
+    each block among the items. slopes: (n, T, d), derivatives of T objectives.
+    """
+
+    places: Array
+    blocks: Array
+    slopes: Array
+
+
+@dataclass(frozen=True)
+class SlopeModel:
+    """The fitted quadratic; the interface is that of `surrogate.Surrogate`."""
+
+    linear: Array
+    """(d, T)"""
+    square: Array
+    """(T, d, d), symmetric"""
+    units: Array
+    """(T,), root mean square of an objective's derivatives"""
+    _places: Array
+    _factor: Any
+    _variances: _Variances
+
+    def mean(self, place: Array) -> tuple[Array, Array]:
+        """Values (T,) relative to the centre and their slopes (d, T) at a displacement (d,)."""
+        turned = self.square @ place
+        return place @ self.linear + turned @ place, self.linear + 2 * turned.T
+
+    def deviation(self, place: Array) -> tuple[float, Array]:
+        """The posterior standard deviation, in `units`, and its slope (d,)."""
+        a, c = self._variances.amplitude, 2 * self._variances.curvature
+        length = float(np.sqrt(place @ place)) + _TINY
+        shared = a * (1 + c * (self._places @ place) / 2)
+        weights = cho_solve(self._factor, shared, check_finite=False)
+        variance = float(a * (1 + c * (place @ place) / 4) - shared @ weights)
+        deviation = max(variance, _TINY) ** 0.5
+        change = a * c * (place / 2 - self._places.T @ weights)
+        slope = place / length * deviation + length * change / (2 * deviation)
+        return length * deviation, slope
+
+
+@dataclass(frozen=True)
+class _Variances:
+    """a, c, l and that of the noise."""
+
+    amplitude: float
+    curvature: float
+    lean: float
+    noise: float
+
+    def covariance(self, near: Array, shared: Array) -> Array:
+        """(n, n), of one derivative; `near` holds inner products of places, `shared` of blocks."""
+        whole = self.amplitude * (1 + 2 * self.curvature * near) + self.lean * shared
+        whole[np.diag_indices_from(whole)] += self.noise
+        return np.asarray(whole)
+
+
+def fit_slopes(seen: Slopes) -> SlopeModel:
+    """The posterior of the quadratic, its variances estimated by their marginal likelihood."""
+    units = np.sqrt((seen.slopes**2).mean(axis=(0, 2))) + _TINY
+    slopes = seen.slopes / units[:, None]
+    near, shared = seen.places @ seen.places.T, seen.blocks @ seen.blocks.T
+    factor = _factor(_estimate(near, shared, slopes), near, shared)
+    bend = _bend(factor, seen.places, slopes)
+    slopes = slopes + bend * seen.places[:, None]
+    variances = _estimate(near, shared, slopes)
+    factor = _factor(variances, near, shared)
+    weights = _solve(factor, slopes)
+    hessian = np.einsum("ni,ntj->tij", seen.places, weights, optimize=True)
+    hessian = variances.amplitude * variances.curvature * (hessian + hessian.transpose(0, 2, 1))
+    diagonal = np.arange(len(bend.T))
+    hessian[:, diagonal, diagonal] -= bend
+    return SlopeModel(
+        linear=(variances.amplitude * weights.sum(axis=0) * units[:, None]).T,
+        square=hessian * units[:, None, None] / 2,
+        units=units,
+        _places=seen.places,
+        _factor=factor,
+        _variances=variances,
+    )
+
+
+def _bend(factor: Any, places: Array, slopes: Array) -> Array:
+    """(T, d), κ w: by generalised least squares, and not below 0."""
+    weight = (slopes**2).mean(axis=0)
+    weight = weight / (weight.mean(axis=1, keepdims=True) + _TINY)
+    along: Array = -places[:, None] * weight
+    solved = _solve(factor, along)
+    fitted = (solved * slopes).sum(axis=(0, 2)) / ((solved * along).sum(axis=(0, 2)) + _TINY)
+    return np.asarray(np.maximum(fitted, 0.0)[:, None] * weight)
+
+
+def _factor(variances: _Variances, near: Array, shared: Array) -> Any:
+    return cho_factor(variances.covariance(near, shared), lower=True, check_finite=False)
+
+
+def _solve(factor: Any, slopes: Array) -> Array:
+    """The inverse covariance times (n, T, d)."""
+    flat = slopes.reshape(len(slopes), -1)
+    return np.asarray(cho_solve(factor, flat, check_finite=False)).reshape(slopes.shape)
+
+
+def _estimate(near: Array, shared: Array, slopes: Array) -> _Variances:
+    """The likeliest variances for the latest observations."""
+    near, shared = near[-SAMPLE:, -SAMPLE:], shared[-SAMPLE:, -SAMPLE:]
+    flat = slopes[-SAMPLE:].reshape(len(near), -1)
+    squares, count = flat @ flat.T, flat.shape[1]
+    start = np.array(START)
+    start[1] /= max(float(np.diag(near).mean()), _TINY)
+
+    def loss(found: Array) -> float:
+        factor = _factor(_Variances(*found.tolist()), near, shared)
+        fitted = 0.5 * np.trace(cho_solve(factor, squares, check_finite=False))
+        likelihood = fitted + count * np.log(np.diag(factor[0])).sum()
+        return float(likelihood + 0.5 * (np.log(found / start) ** 2).sum() / SPREAD**2)
+
+    return _Variances(*likeliest(loss, start, (0, 3, 2, 1), (5.0, 2.2, 1.4)).tolist())
