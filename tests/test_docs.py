@@ -17,6 +17,7 @@ from evomerge.methods import all_methods
 from evomerge.report.methods import methods_page
 from evomerge.search import auto
 from evomerge.search.base import check_settings, find_algorithm
+from evomerge.search.guided import USUAL
 from tests.methods.record import Measured, measure, recorded
 from tests.reference import PAGES
 
@@ -71,9 +72,9 @@ def test_the_page_on_searching_is_valid(tmp_path: Path) -> None:
     _, options = check_settings(settings, objectives)
     guided = {name: option.default for name, option in find_algorithm("guided").options.items()}
     assert options == guided
-    assert re.findall(r"^\| `(\w+)` \| ", page.split("## What an obj")[0], re.MULTILINE) == [
-        *guided
-    ]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| ", page.split("## What an obj")[0], re.MULTILINE)
+    usual = {name: f"{plain:g}, {sloped:g}" for name, (plain, sloped) in USUAL.items()}
+    assert dict(rows) == {name: usual.get(name, "true") for name in guided}
     for limit in ("PROBED", "SHORT", "GP_GENES", "GP_CANDIDATES", "DENSE_GENES"):
         assert f" {getattr(auto, limit)} " in page, limit
 

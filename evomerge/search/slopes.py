@@ -33,7 +33,7 @@ START = (0.5, 0.3, 0.5, 0.5)
 adds at the mean distance of the observations."""
 
 SPREAD = 2.0  # of the prior of each one's logarithm
-SAMPLE = 200  # observations that they are estimated from
+SAMPLE = 100  # observations that they are estimated from
 _TINY = 1e-12
 
 
