@@ -27,6 +27,7 @@ from tests.search.toy import (
 )
 
 STARTUP, PROBES = 44, 6  # long enough that a version of the data has probes
+SHORT: dict[str, OptionValue] = {"startup": 12, "probes": 2}  # with slopes versions are shorter
 KINDS = {
     "signals": Toy(),
     "one without": Toy(signals=frozenset(NAMES[:2])),
@@ -34,13 +35,15 @@ KINDS = {
     "a perplexity": Toy(surprise=True),
     "a size": Toy(size=True),
     "all": Toy(signals=frozenset(NAMES[1:]), surprise=True, size=True),
+    "slopes": Toy(slopes=True),
 }
 each_kind = pytest.mark.parametrize("toy", KINDS.values(), ids=list(KINDS))
 
 
 def guided(toy: Toy, seed: int = 1, **options: OptionValue) -> GuidedSearch:
     """With a short start unless other options are given."""
-    given = {"startup": STARTUP, "probes": PROBES} | options
+    short = SHORT if toy.slopes else {"startup": STARTUP, "probes": PROBES}
+    given = short | options
     aims = len(toy.names) + toy.size
     made = make_search(SearchSettings("guided", seed, given), D, aims, GENES, toy.measured)
     assert isinstance(made, GuidedSearch)

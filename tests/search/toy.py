@@ -37,6 +37,7 @@ REFERENCES: tuple[Genome, ...] = (
 class Toy:
     """Which of the objectives have a signal, and which are there besides.
 
+    ``slopes``: all have signals, and their slopes are shown where they are asked for.
     ``surprise``: the exponential of a mean, minimised, by the metric only. ``size``: the mean
     weight, minimised, a look at the weights.
     """
@@ -44,6 +45,7 @@ class Toy:
     signals: frozenset[str] = frozenset(NAMES)
     surprise: bool = False
     size: bool = False
+    slopes: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,7 +55,7 @@ class Toy:
     @property
     def measured(self) -> Measured:
         blocks = tuple({name: (2 * b, 2 * b + 1) for name in self.names} for b in range(BLOCKS))
-        return Measured(blocks, self.signals, self.fitness, self.value)
+        return Measured(blocks, self.signals, self.fitness, self.value, self.slopes)
 
     @property
     def whole(self) -> int:
@@ -91,7 +93,15 @@ class Toy:
             by_signal = look.signal and name in self.signals
             values = self.items(name, genome, by_signal)[list(where)]
             kinds[by_signal][name] = (where, tuple(values.tolist()))
+        if look.slopes:
+            assert self.slopes
+            assert set(kinds[True]) == set(self.names)
+            return [Evidence(True, kinds[True], slopes(genome, where))]
         return [Evidence(signal, items) for signal, items in kinds.items() if items]
+
+    def cost(self, look: Look) -> int:
+        """Items of a look; those with slopes count three times."""
+        return len(look.blocks) * self.whole // BLOCKS * (3 if look.slopes else 1)
 
 
 def skill(name: str, genome: Genome) -> float:
@@ -100,6 +110,24 @@ def skill(name: str, genome: Genome) -> float:
     gain = float(_CARES[own] @ (2.0 * weights[own] - weights[own] ** 2))
     disturbed = float(((np.delete(weights, own, axis=0) ** 2) @ _CARES[own]).sum())
     return 1.2 * gain - 0.8 * disturbed - 0.8
+
+
+def skill_slope(name: str, genome: Genome) -> np.ndarray:
+    """(D,), the derivatives of `skill` by the genes."""
+    weights, own = np.array(genome).reshape(3, 3) * 1.5, NAMES.index(name)
+    slope = -1.6 * weights * _CARES[own]
+    slope[own] = 2.4 * (1.0 - weights[own]) * _CARES[own]
+    return np.asarray(1.5 * slope.ravel())
+
+
+def slopes(genome: Genome, where: Sequence[int]) -> dict[str, tuple[float, ...]]:
+    """By objective, the derivatives of the mean soft score of these items by the genes."""
+    found = {}
+    for name in NAMES:
+        right = 1 / (1 + np.exp(-4.0 * (skill(name, genome) - _HARD[name][list(where)])))
+        by_skill = (4.0 * np.sqrt(right) * (1 - right) / 2).mean()
+        found[name] = tuple((by_skill * skill_slope(name, genome)).tolist())
+    return found
 
 
 def true_mean(genome: Genome) -> float:
@@ -184,7 +212,7 @@ def drive(
             say(Call("fail", candidate))
         elif look is not None:
             show(candidate, genome, look)
-            run.cost += len(look.blocks) * toy.whole // BLOCKS
+            run.cost += toy.cost(look)
         elif len(parts) == 1:
             score(candidate, genome, parts)
             run.cost += len(parts[0]) * toy.whole // BLOCKS
