@@ -115,6 +115,7 @@ class GuidedSearch:
         self._rows: dict[tuple[int, bool], Row] = {}
         self._told: dict[int, tuple[float, ...]] = {}
         self._first: int | None = None
+        self._asked: set[int] = set()
         self._seen = 0
         self._freeze()
 
@@ -160,6 +161,7 @@ class GuidedSearch:
     def _begin(self, candidate: int) -> int:
         """The candidate's turn; one that is to be scored is of all that was seen by now."""
         turn = self._turn(candidate)
+        self._asked.add(candidate)
         if self._probes and self._is_scored(turn):
             self._freeze()
         return turn
@@ -182,9 +184,7 @@ class GuidedSearch:
 
     def _is_whole(self, candidate: int) -> bool:
         """Whether what is seen of a candidate by the metric is of its score; else, of a probe."""
-        return self._first is None or (
-            candidate < self._first or self._is_scored(candidate - self._first)
-        )
+        return candidate not in self._asked or self._is_scored(self._turn(candidate))
 
     def _row(self, candidate: int, genome: Genome, by_metric: bool) -> Row:
         key = (candidate, by_metric)

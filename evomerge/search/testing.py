@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evomerge.errors import IntegrityError
-from evomerge.search.base import Evidence, Genome, Look, Search
+from evomerge.search.base import Evidence, Genome, Guided, Look, Measured, Search
 
 Make = Callable[[int], Search]
 
@@ -111,6 +111,59 @@ class EchoGuided(EchoSearch):
 
     def observe(self, candidate: int, genome: Genome, evidence: Evidence) -> None:
         self._hear(Call("observe", candidate, genome, evidence=evidence))
+
+
+class Shown:
+    """A guided search as a plain one: who is told of a candidate shows it what its look asks.
+
+    Values, of items that are all alike, are those of `scores_of`, as signals and as metrics.
+    """
+
+    def __init__(self, search: Guided, objectives: int) -> None:
+        self._search, self._objectives = search, objectives
+        self._asked: set[int] = set()
+
+    @staticmethod
+    def measured(objectives: int, blocks: int = 4) -> Measured:
+        """What such a search is to know: one item of each objective a block, with slopes."""
+        names = [f"objective {k}" for k in range(objectives)]
+        return Measured(
+            blocks=tuple(dict.fromkeys(names, (block,)) for block in range(blocks)),
+            signals=frozenset(names),
+            fitness=lambda values: tuple(values[name] for name in names),
+            slopes=True,
+        )
+
+    def ask(self, candidates: Sequence[int]) -> list[Genome]:
+        genomes = self._search.ask(candidates)
+        self._asked.update(candidates[: len(genomes)])
+        return genomes
+
+    def tell(self, candidate: int, genome: Genome, scores: tuple[float, ...]) -> None:
+        look = self._search.look(candidate) if candidate in self._asked else None
+        self._search.observe(candidate, genome, self._evidence(genome, look))
+        if look is None:
+            self._search.tell(candidate, genome, scores)
+
+    def fail(self, candidate: int) -> None:
+        self._search.fail(candidate)
+
+    def replay(self, candidate: int, genome: Genome) -> None:
+        self._search.replay(candidate, genome)
+        self._asked.add(candidate)
+
+    def _evidence(self, genome: Genome, look: Look | None) -> Evidence:
+        known = self.measured(self._objectives)
+        where = look.blocks if look else tuple(range(len(known.blocks)))
+        items, slopes = {}, {}
+        for k, (name, score) in enumerate(
+            zip(known.blocks[0], scores_of(genome, self._objectives), strict=True)
+        ):
+            items[name] = (where, (score,) * len(where))
+            # of a soft score, exp(score / 2)
+            away = np.asarray(genome) - 0.4 - 0.05 * k
+            slopes[name] = tuple((-away * np.exp(score / 2)).tolist())
+        return Evidence(bool(look and look.signal), items, slopes if look and look.slopes else {})
 
 
 def scores_of(genome: Genome, objectives: int) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from evomerge.errors import DataError
 from evomerge.estimate import _made
 from evomerge.scoring.data import Item, content_key, load_items
 from tests.cli.test_commands import invoke
-from tests.studies import small_experiment, write_experiment
+from tests.studies import settings, small_experiment, write_experiment
 
 
 def items(*answers: str, choices: tuple[str, ...] | None = None) -> list[Item]:
@@ -154,3 +154,29 @@ def test_probes_are_merges_too(workspace: Path) -> None:
     assert _made(guided, 10) == pytest.approx(36 + (10 - 36 / 20) * 25 / (24 / 20 + 1))
     assert _made(guided, 1) == pytest.approx(20)  # all of it goes into the first probes
     assert _made(open_study(small_experiment(workspace)), 10) == 10
+
+
+def test_probes_with_slopes_count_three_times_and_need_fewer(workspace: Path) -> None:
+    """First 20 probes of 3/20 of the items; then 4 such for each score."""
+    space = {"method": "task_arithmetic", "genes": {"weight": {"per": ["expert"]}}}
+    objectives = settings()["objectives"][:1]
+
+    def made(candidates: float, backend: str = "transformers", **options: object) -> float:
+        search = {"algorithm": "guided", "options": options}
+        changes = {
+            "space": space,
+            "objectives": objectives,
+            "optimise": {"maximise": ["right"]},
+            "search": search,
+            "backend": {"name": backend},
+        }
+        return _made(open_study(small_experiment(workspace, **changes)), candidates)
+
+    assert made(10) == pytest.approx(20 + (10 - 20 * 3 / 20) * 5 / (4 * 3 / 20 + 1))
+    assert made(10, startup=12, probes=2) == pytest.approx(12 + (10 - 36 / 20) * 3 / (6 / 20 + 1))
+    assert made(1) == pytest.approx(20 / 3)  # all of it goes into the first probes
+    assert made(10, probes=0) == 10
+    without = 60 + (10 - 60 / 20) * 21 / (20 / 20 + 1)
+    assert made(10, slopes=False) == pytest.approx(without)
+    assert made(10, signal=False) == pytest.approx(without)
+    assert made(10, backend="fake") == pytest.approx(without)

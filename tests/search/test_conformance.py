@@ -10,6 +10,7 @@ import pytest
 
 from evomerge.search import make_search, testing
 from evomerge.search.base import ALGORITHMS, Search, SearchSettings
+from evomerge.search.guided import GuidedSearch
 from evomerge.space import Gene
 
 HAS_CMAES = importlib.util.find_spec("cmaes") is not None
@@ -36,10 +37,16 @@ class Case(NamedTuple):
     algorithm: str
     objectives: int
     asks: int
+    slopes: bool = False
 
     def make(self, seed: int) -> Search:
         settings = SearchSettings(self.algorithm, seed, FAST.get(self.algorithm, {}))
-        return make_search(settings, DIMENSION, self.objectives, GENES)
+        if not self.slopes:
+            return make_search(settings, DIMENSION, self.objectives, GENES)
+        known = testing.Shown.measured(self.objectives)
+        search = make_search(settings, DIMENSION, self.objectives, GENES, known)
+        assert isinstance(search, GuidedSearch)
+        return testing.Shown(search, self.objectives)
 
 
 def cases() -> list[Case]:
@@ -49,11 +56,13 @@ def cases() -> list[Case]:
         for algorithm in ALGORITHMS.values()
         for objectives in ((1, 2) if algorithm.several_objectives else (1,))
         if algorithm.name != "cma-es" or HAS_CMAES
-    ]
+    ] + [Case("guided", objectives, 30, slopes=True) for objectives in (1, 2)]
 
 
 each_case = pytest.mark.parametrize(
-    "case", cases(), ids=lambda case: f"{case.algorithm}-{case.objectives}"
+    "case",
+    cases(),
+    ids=lambda case: f"{case.algorithm}{'-slopes' * case.slopes}-{case.objectives}",
 )
 
 
