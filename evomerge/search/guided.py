@@ -20,8 +20,8 @@ import numpy as np
 
 from evomerge.scoring.signals import soft
 from evomerge.search.base import Evidence, Genome, Look, Measured, OptionValue
+from evomerge.search.expected import REACH, Model, residual_of
 from evomerge.search.names import parameter_of
-from evomerge.search.residual import Residual, fit_residual
 from evomerge.search.rows import Row
 from evomerge.search.slopes import SlopeModel, Slopes, fit_slopes
 from evomerge.search.surrogate import Array, Observations, Surrogate, fit, levels
@@ -34,8 +34,6 @@ VERSION_BY_SLOPES = 5
 MOST = 600  # observations in a fit: the latest
 FEWEST = 12
 FEWEST_BY_SLOPES = 5
-FEWEST_SCORED = 3  # from which full scores say more than the level
-REACH = 0.4  # of the model around its centre, root mean square of a gene's displacement
 FIRST = 40  # displacements that are mostly coarse
 SHARES = ((4, 2, 2, 1, 1), (1, 1, 1, 1, 2))
 """Of the levels of `surrogate.levels` among displacements: of the first ones, and later."""
@@ -48,36 +46,14 @@ USUAL = {"probes": (20, 4), "startup": (60, 20), "step": (0.2, 0.1), "radius": (
 
 @dataclass(frozen=True)
 class _Data:
-    """A version of what was seen: rows by candidate and whether by the metric; told scores."""
+    """A version of what was seen: rows by candidate and whether by the metric; told scores.
+
+    `awaited` are the places of candidates that were asked for to be scored, and are not yet.
+    """
 
     rows: Mapping[tuple[int, bool], Row]
     told: Mapping[int, tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What follows from a version of the data; T objectives, m aims."""
-
-    centre: Array
-    start: Array
-    """Displacement from the centre to where the best so far is expected."""
-    names: tuple[str, ...]
-    level: Array
-    """(T,), values at the centre."""
-    width: Array
-    """(T,), by how much values are changed to see what that changes in the aims."""
-    scale: Array
-    """(m,), range of each aim."""
-    surrogate: Surrogate | SlopeModel
-    residual: Residual | None = None
-
-    def values(self, away: Array) -> tuple[Array, Array]:
-        """(T,) expected at a displacement, and their slopes (d, T)."""
-        change, slopes = self.surrogate.mean(away)
-        if self.residual is None:
-            return self.level + change, slopes
-        more, slopes_of_more = self.residual.mean(away)
-        return self.level + change + more, slopes + slopes_of_more
+    awaited: Mapping[int, Array]
 
 
 class GuidedSearch:
@@ -114,13 +90,18 @@ class GuidedSearch:
             self._block |= {(name, at): number for name, found in block.items() for at in found}
         self._rows: dict[tuple[int, bool], Row] = {}
         self._told: dict[int, tuple[float, ...]] = {}
+        self._awaited: dict[int, Array] = {}
         self._first: int | None = None
         self._asked: set[int] = set()
         self._seen = 0
         self._freeze()
 
     def ask(self, candidates: Sequence[int]) -> list[Genome]:
-        return [self._propose(candidate) for candidate in candidates]
+        genomes = []
+        for candidate in candidates:
+            genomes.append(self._propose(candidate))
+            self._await(candidate, genomes[-1])
+        return genomes
 
     def look(self, candidate: int) -> Look | None:
         turn = self._turn(candidate)
@@ -146,6 +127,7 @@ class GuidedSearch:
 
     def tell(self, candidate: int, genome: Genome, scores: tuple[float, ...]) -> None:
         self._told[candidate] = scores
+        self._awaited.pop(candidate, None)
         if self._measured is None:
             row = self._row(candidate, genome, True)
             row.sums = {f"{i:03d}": (score, 1) for i, score in enumerate(scores)}
@@ -154,9 +136,15 @@ class GuidedSearch:
 
     def fail(self, candidate: int) -> None:
         """Nothing to learn: what was seen of it is known."""
+        self._awaited.pop(candidate, None)
 
     def replay(self, candidate: int, genome: Genome) -> None:
         self._begin(candidate)
+        self._await(candidate, genome)
+
+    def _await(self, candidate: int, genome: Genome) -> None:
+        if self._probes and self._is_scored(self._turn(candidate)):
+            self._awaited[candidate] = np.array(genome) / self._unit
 
     def _begin(self, candidate: int) -> int:
         """The candidate's turn; one that is to be scored is of all that was seen by now."""
@@ -195,8 +183,8 @@ class GuidedSearch:
     def _freeze(self) -> None:
         """Begins another version of the data, of which a model is made when it is needed."""
         rows = {key: row.copy() for key, row in self._rows.items()}
-        self._data = _Data(rows, dict(self._told))
-        self._model: _Model | None = None
+        self._data = _Data(rows, dict(self._told), dict(self._awaited))
+        self._model: Model | None = None
         self._optima: dict[int, Array] = {}
 
     def _propose(self, candidate: int) -> Genome:
@@ -255,7 +243,7 @@ class GuidedSearch:
         best = list(told)[int(np.argmax((scores / scale).sum(axis=1)))]
         return self._data.rows[best, True].place, scale
 
-    def _learn(self, centre: Array, scale: Array) -> _Model | None:
+    def _learn(self, centre: Array, scale: Array) -> Model | None:
         """The model of the version of the data; None if too little was seen near the centre."""
         names = tuple(dict.fromkeys(name for row in self._data.rows.values() for name in row.sums))
         rows = [
@@ -270,7 +258,7 @@ class GuidedSearch:
         whole = {c: self._data.rows[c, True] for c in self._data.told}
         values = np.array([[row.value(name) for name in names] for row in whole.values()])
         at_centre = next(i for i, row in enumerate(whole.values()) if row.place is centre)
-        model = _Model(
+        model = Model(
             centre=centre,
             start=np.zeros_like(centre),
             names=names,
@@ -280,7 +268,7 @@ class GuidedSearch:
             surrogate=surrogate,
         )
         if self._slopes:
-            model = replace(model, residual=_residual(model, whole))
+            model = replace(model, residual=residual_of(model, whole, self._data.awaited))
         return replace(model, start=self._start(model, whole))
 
     def _fit(
@@ -303,10 +291,11 @@ class GuidedSearch:
         )
         return fit(self._levels, seen)
 
-    def _start(self, model: _Model, whole: Mapping[int, Row]) -> Array:
-        """The displacement of the told candidate that is best by its scores and by the model.
+    def _start(self, model: Model, whole: Mapping[int, Row]) -> Array:
+        """The displacement of the candidate that is best by its scores and by the model.
 
-        Scores alone would favour whoever was lucky with the items.
+        Scores alone would favour whoever was lucky with the items. One whose score is awaited goes
+        by the model, cautiously, so that many workers need not wait.
         """
         best, most = model.centre * 0.0, -np.inf
         for candidate, row in whole.items():
@@ -317,9 +306,16 @@ class GuidedSearch:
                 total = float(((told + expected) / model.scale).sum())
                 if total > most:
                     best, most = away, total
+        for place in self._data.awaited.values() if self._slopes else ():
+            away = place - model.centre
+            doubt = CAUTION * model.surrogate.deviation(away)[0] * model.surrogate.units
+            expected = self._aims(model, model.values(away)[0] - doubt)
+            total = 2 * float((expected / model.scale).sum())
+            if total > most:
+                best, most = away, total
         return np.asarray(best)
 
-    def _aims(self, model: _Model, values: Array) -> Array:
+    def _aims(self, model: Model, values: Array) -> Array:
         """(m,) of values (T,)."""
         if self._measured is None:
             return values
@@ -328,7 +324,7 @@ class GuidedSearch:
             self._measured.fitness({name: self._measured.value(name, mean) for name, mean in means})
         )
 
-    def _ascend(self, model: _Model, weights: Array) -> Array:
+    def _ascend(self, model: Model, weights: Array) -> Array:
         """Where in the ball around the start the weighted aims, cautiously expected, are best."""
         radius = self._radius
         low, high = -model.centre, 1.0 / self._unit - model.centre
@@ -362,20 +358,6 @@ def option(options: Mapping[str, OptionValue], name: str, slopes: bool) -> float
     """An option's value, or the usual one."""
     given = options[name]
     return USUAL[name][slopes] if given is None else float(given)
-
-
-def _residual(model: _Model, whole: Mapping[int, Row]) -> Residual | None:
-    """What the told candidates near the centre say beyond the model."""
-    near = [
-        (row.place - model.centre, np.array([row.value(name) for name in model.names]))
-        for row in whole.values()
-        if np.sqrt(((row.place - model.centre) ** 2).mean()) < REACH
-    ]
-    if len(near) < FEWEST_SCORED:
-        return None
-    places = np.array([away for away, _ in near])
-    left = np.array([found - model.values(away)[0] for away, found in near])
-    return fit_residual(places, left)
 
 
 def _unit(gene: Gene) -> float:

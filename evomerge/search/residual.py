@@ -35,6 +35,8 @@ class Residual:
     _places: Array
     _weights: Array
     """(n, T), in values"""
+    _known: Array
+    """The places, and those where a score is awaited"""
     _factor: Any
     _size: float
     _reach: float
@@ -42,32 +44,37 @@ class Residual:
 
     def mean(self, place: Array) -> tuple[Array, Array]:
         """What to add to values (T,), and its slopes (d, T), at a displacement (d,)."""
-        apart, bells = self._bells(place)
+        apart, bells = self._bells(place, self._places)
         slopes = -2 / self._reach * (apart * bells[:, None]).T @ self._weights
         return (LEVEL + bells) @ self._weights, slopes
 
     def deviation(self, place: Array) -> tuple[float, Array]:
         """Its standard deviation in units, without that of the level, and the slope (d,)."""
-        apart, bells = self._bells(place)
+        apart, bells = self._bells(place, self._known)
         weights = cho_solve(self._factor, bells, check_finite=False)
         deviation = float(np.sqrt(max(self._size - float(bells @ weights), _TINY)))
         change = 4 / self._reach * (apart * bells[:, None]).T @ weights
         return deviation, change / (2 * deviation)
 
-    def _bells(self, place: Array) -> tuple[Array, Array]:
-        apart = place - self._places
+    def _bells(self, place: Array, places: Array) -> tuple[Array, Array]:
+        apart = place - places
         return apart, self._size * np.exp(-(apart**2).sum(axis=1) / self._reach)
 
 
-def fit_residual(places: Array, left: Array) -> Residual:
-    """Of n candidates at displacements (n, d), what a model leaves over of their scores (n, T)."""
+def fit_residual(places: Array, left: Array, awaited: Array) -> Residual:
+    """Of n candidates at displacements (n, d), what a model leaves over of their scores (n, T).
+
+    Where other scores are `awaited` (m, d) the process will be as sure as if they had come.
+    """
     units = left.std(axis=0) + 1e-6
     scaled = (left - left.mean(axis=0)) / units
-    apart = ((places[:, None] - places[None]) ** 2).sum(axis=2) / (2 * places.shape[1])
+    known = np.concatenate([places, awaited])
+    apart = ((known[:, None] - known[None]) ** 2).sum(axis=2) / (2 * places.shape[1])
 
-    def covariance(size: float, reach: float, noise: float) -> Array:
-        """Without the level's."""
-        return np.asarray(size * np.exp(-apart / reach**2) + (noise + 1e-6) * np.eye(len(left)))
+    def covariance(size: float, reach: float, noise: float, count: int = len(left)) -> Array:
+        """Of the first so many, without the level's."""
+        bells = size * np.exp(-apart[:count, :count] / reach**2)
+        return np.asarray(bells + (noise + 1e-6) * np.eye(count))
 
     def loss(variances: Array) -> float:
         factor = cho_factor(LEVEL + covariance(*variances.tolist()), lower=True)
@@ -77,12 +84,13 @@ def fit_residual(places: Array, left: Array) -> Residual:
         return float(likelihood + 0.5 * (drawn**2).sum())
 
     size, reach, noise = likeliest(loss, np.array(START), (0, 1, 2), (4.0, 2.0, 1.4)).tolist()
-    bells = covariance(size, reach, noise)
+    factor = cho_factor(LEVEL + covariance(size, reach, noise), lower=True)
     return Residual(
         units=units,
         _places=places,
-        _weights=cho_solve(cho_factor(LEVEL + bells, lower=True), left, check_finite=False),
-        _factor=cho_factor(bells, lower=True),
+        _weights=cho_solve(factor, left, check_finite=False),
+        _known=known,
+        _factor=cho_factor(covariance(size, reach, noise, len(known)), lower=True),
         _size=size,
         _reach=2 * reach**2 * places.shape[1],
     )
