@@ -167,3 +167,44 @@ def test_where_they_can_be_they_are(study: Study) -> None:
     assert rungs.slopes
     assert rungs.part_of(SLOPES) == Part((3,), True, True)
     assert rungs.part_of(Look((3,), signal=False, slopes=True)) == Part((3,))
+
+
+@pytest.fixture(scope="module")
+def learning(folder: Path) -> Study:
+    """Whose own search asks for slopes; steps so short that scores are near each other."""
+    options = {"startup": 8, "probes": 3, "radius": 0.3}
+    search = {"algorithm": "guided", "seed": 2, "options": options}
+    return opened(folder, "learning", search=search, budget={"candidates": 6})
+
+
+@pytest.fixture(scope="module")
+def learnt(learning: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("learnt")
+    run(learning, directory)
+    return directory
+
+
+def test_a_guided_search_probes_by_slopes_where_it_can(learning: Study, learnt: Path) -> None:
+    state = folded(learnt)
+    looks = [c.look for c in state.searched()]
+
+    assert [look is None for look in looks] == [
+        turn >= 8 and (turn - 8) % 4 == 0 for turn in range(len(looks))
+    ]
+    assert looks.count(None) >= 3
+    assert [look for look in looks if look] == [
+        Part((n % 20,), signal=True, slopes=True) for n in range(len(looks) - looks.count(None))
+    ]
+
+
+@pytest.mark.parametrize("part", [0.35, 0.55, 0.7])
+def test_killed_a_guided_search_resumes_to_the_identical_ledger(
+    learning: Study, learnt: Path, tmp_path: Path, part: float
+) -> None:
+    """Among the first probes, where the model decides, and where scores correct it."""
+    after = int(part * len(facts(learnt)))
+    assert sum("by_weight" in body for _, _, body in facts(learnt)[after:]) >= 1
+    kill_after(learning, tmp_path, after)
+    run(learning, tmp_path)
+
+    assert facts(tmp_path) == facts(learnt)
