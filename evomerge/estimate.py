@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from evomerge.backends.config import TransformersConfig
 from evomerge.checkpoints.headers import ITEM_BYTES
 from evomerge.engine.rungs import Rungs
+from evomerge.engine.slopes import HELD
 from evomerge.engine.study import Study, search_settings
 from evomerge.engine.worker import open_worker
 from evomerge.scoring.blocks import SLOPE_PASSES, blocks
 from evomerge.scoring.evaluate import plan
 from evomerge.scoring.objectives import Objective
 from evomerge.search.base import check_settings
-from evomerge.search.guided import option
+from evomerge.search.guided import option, wants_slopes
 
 TRIAL = 64  # requests of the measured trial, or as many as a batch has
 
@@ -25,11 +26,13 @@ class Memory:
     """Bytes that one worker holds: the live model, and the bank's sources.
 
     ``files`` are read by memory map: on a CPU the system may drop them when it needs the room.
+    ``gradients`` are there while slopes are measured, beside the activations of 2,048 tokens.
     """
 
     model: int
     files: int
     made: int
+    gradients: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,25 @@ def memory(study: Study) -> Memory:
             made += sum(4 * sizes[n] for n in changed)
         if study.space.spec.method == "ties":  # the order of magnitudes, for thresholds
             made += sum(4 * sizes[n] for n in changed)
-    return Memory(model, files, made)
+    return Memory(model, files, made, _gradients(study, sum(sizes[n] for n in moved), wide))
+
+
+def _gradients(study: Study, moved: int, width: int | None) -> int:
+    """Bytes of the gradients at so many moved elements: of all objectives, or of as many as fit."""
+    if not _by_slopes(study):
+        return 0
+    stored = study.sources.base.tensors.values()
+    one = moved * (width or max(ITEM_BYTES[t.dtype] for t in stored))
+    return one * min(len(study.objectives), max(1, HELD // one))
+
+
+def _by_slopes(study: Study) -> bool:
+    """Whether the search's probes are asked for slopes."""
+    settings, objectives = search_settings(study.experiment)
+    if settings.algorithm != "guided":
+        return False
+    _, options = check_settings(settings, objectives)
+    return wants_slopes(options) and Rungs(study).slopes
 
 
 def duration(study: Study) -> Duration:
@@ -113,7 +134,7 @@ def _made(study: Study, candidates: float) -> float:
     if settings.algorithm != "guided":
         return candidates
     _, options = check_settings(settings, objectives)
-    slopes = Rungs(study).slopes and bool(options["slopes"] and options["signal"])
+    slopes = _by_slopes(study)
     probes = option(options, "probes", slopes)
     startup = option(options, "startup", slopes)
     if not probes:

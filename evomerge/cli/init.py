@@ -100,7 +100,9 @@ def estimate_lines(study: Study, measure: bool) -> list[str]:
     held = memory(study)
     lines = [
         f"memory: a worker holds {_size(held.model)} of model and maps {_size(held.files)} of "
-        f"checkpoints" + (f", and makes {_size(held.made)} of its own" if held.made else "")
+        f"checkpoints"
+        + (f", and makes {_size(held.made)} of its own" if held.made else "")
+        + (f"; {_size(held.gradients)} of gradients for slopes" if held.gradients else "")
     ]
     if measure:
         took = duration(study)

@@ -20,7 +20,7 @@ from evomerge.scoring.objectives import Objective
 from evomerge.scoring.requests import Likelihood, Response
 from evomerge.scoring.signals import soft_gradient
 
-_HELD = 4 << 30  # bytes of gradients that wait to be drawn back together
+HELD = 4 << 30  # bytes of gradients that wait to be drawn back together
 _DIGITS = 7  # that are kept: more than float32 gradients have, and a ledger stays small
 
 
@@ -42,7 +42,7 @@ def measure(plan: Plan, backend: Differentiable, merge: Merge) -> Slopes:
     """Runs a plan, all of it signals, at the live model that ``merge`` has made.
 
     One objective after the other; the gradients of several are drawn back together where they fit
-    into ``_HELD`` bytes, as each tensor is then merged once for all of them.
+    into ``HELD`` bytes, as each tensor is then merged once for all of them.
 
     Raises:
         CandidateError: a response or a slope is not finite.
@@ -60,7 +60,7 @@ def measure(plan: Plan, backend: Differentiable, merge: Merge) -> Slopes:
         for use, answered in zip(uses, answers, strict=True):
             responses.update(zip(use.positions, answered, strict=True))
         drawn = time.perf_counter()
-        if objective is plan.objectives[-1] or _nbytes(waiting) * (1 + 1 / len(waiting)) > _HELD:
+        if objective is plan.objectives[-1] or _nbytes(waiting) * (1 + 1 / len(waiting)) > HELD:
             slopes |= _by_weights(merge, waiting)
             waiting = {}
         spent = {**backend.spent}

@@ -323,7 +323,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "guided",
             "scipy",
             True,
-            "probes by likelihood on a few items, and a quadratic model that knows the genes",
+            "probes by likelihood on a few items, with slopes where a model gives them",
             {
                 "probes": Option(
                     int,

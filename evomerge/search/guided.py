@@ -72,8 +72,7 @@ class GuidedSearch:
         measured: Measured | None = None,
     ) -> None:
         self._seed, self._objectives, self._measured = seed, objectives, measured
-        wanted = options["slopes"] and options["signal"] and options["probes"] != 0
-        self._slopes = bool(wanted and measured and measured.slopes)
+        self._slopes = bool(wants_slopes(options) and measured and measured.slopes)
         self._probes = int(option(options, "probes", self._slopes))
         if not (measured and measured.blocks):
             self._probes = 0
@@ -352,6 +351,11 @@ class GuidedSearch:
             moved = moved * min(1.0, radius / (float(np.linalg.norm(moved)) + 1e-12))
             away = np.clip(model.start + moved, low, high)
         return np.asarray(model.centre + best)
+
+
+def wants_slopes(options: Mapping[str, OptionValue]) -> bool:
+    """Whether probes are asked for slopes where a model gives any."""
+    return bool(options["slopes"] and options["signal"] and options["probes"] != 0)
 
 
 def option(options: Mapping[str, OptionValue], name: str, slopes: bool) -> float:

@@ -283,7 +283,7 @@ def test_objectives_drawn_back_one_by_one_give_the_same(
 
     monkeypatch.setattr(slopes_module, "draw_back", noted)
     assert case.asked(case.recipe, slopes=True).body() == together.body()
-    monkeypatch.setattr(slopes_module, "_HELD", 0)
+    monkeypatch.setattr(slopes_module, "HELD", 0)
     assert case.asked(case.recipe, slopes=True).body() == together.body()
     assert drawn == [{"answer", "choice"}, {"answer"}, {"choice"}]
 
