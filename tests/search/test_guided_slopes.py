@@ -224,6 +224,24 @@ def test_sixteen_may_wait_at_once() -> None:
     assert [c for c in range(70, 86) if search.look(c) is None] == [70, 75, 80, 85]
 
 
+def test_candidates_whose_scores_are_awaited_are_gone_on_from() -> None:
+    """Nor are they forgotten before they are told or fail; then the next is as if they were not."""
+    first = guided()
+    drive(first, TOY, 0)
+    shown(first, 20)
+    asked = first.ask(range(70, 111))[::5]  # each of the four weightings twice, and one thrice
+    assert len(set(asked)) > 6  # where nothing better is expected than to stay, it stays
+
+    resumed, failed = guided(), guided()
+    for search in (resumed, failed):
+        drive(search, TOY, 0)
+        shown(search, 20)
+    [again] = failed.ask([70])
+    failed.fail(70)
+    resumed.replay(70, again)
+    assert resumed.ask([90]) != failed.ask([90]) == [again]
+
+
 def test_probes_that_cannot_be_built_are_no_obstacle() -> None:
     search = guided()
     drive(search, TOY, 0)

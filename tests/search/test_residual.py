@@ -13,6 +13,7 @@ from evomerge.search.surrogate import Array
 
 D, T = 4, 2
 SIZE, REACH, NOISE = 0.8, 0.3, 0.4
+NOWHERE = np.empty((0, D))
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def places(count: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).normal(0, 0.3, (count, D))
 
 
-def fit(at: Array, left: Array) -> Residual:
-    return fit_residual(at, left)
+def fit(at: Array, left: Array, awaited: Array = NOWHERE) -> Residual:
+    return fit_residual(at, left, awaited)
 
 
 def bell(a: Array, b: Array) -> float:
@@ -49,10 +50,28 @@ def test_it_is_the_posterior_of_the_written_kernel() -> None:
     assert fitted.units == pytest.approx(left.std(axis=0), rel=1e-4)
 
 
+@pytest.mark.usefixtures("given")
+def test_where_scores_are_awaited_less_is_open_but_nothing_is_expected() -> None:
+    """The deviation is that of whoever knows them, the mean that of whoever does not."""
+    at, coming = places(9), places(4, seed=3)
+    left = np.random.default_rng(1).normal(size=(9, T))
+    known = np.concatenate([at, coming])
+    bells = np.array([[bell(a, b) for b in known] for a in known]) + (NOISE + 1e-6) * np.eye(13)
+    before, after = fit(at, left), fit(at, left, coming)
+    for place in (*coming, *places(3, seed=2)):
+        shared = np.array([bell(place, a) for a in known])
+        deviation = (SIZE - shared @ np.linalg.inv(bells) @ shared) ** 0.5
+        assert after.deviation(place)[0] == pytest.approx(deviation, rel=1e-8)
+        assert after.deviation(place)[0] < before.deviation(place)[0]
+        for a, b in zip(before.mean(place), after.mean(place), strict=True):
+            assert (a == b).all()
+    assert (after.units == before.units).all()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_slopes_are_those_of_the_values(seed: int) -> None:
     at = places(8, seed)
-    fitted = fit(at, np.sin(at @ np.full((D, T), [4.0, 9.0])))
+    fitted = fit(at, np.sin(at @ np.full((D, T), [4.0, 9.0])), places(2, seed + 20))
     place, step = places(1, seed + 10)[0], 1e-5
     _, slopes = fitted.mean(place)
     _, slope = fitted.deviation(place)
