@@ -15,7 +15,7 @@ from evomerge.config import Experiment
 from evomerge.engine.population import Population
 from evomerge.engine.study import adapter_slots
 from evomerge.engine.tasks import Outcome, Task, failure, outcome_of
-from evomerge.errors import InputError
+from evomerge.errors import ConfigError, InputError
 from evomerge.instantiate import model_digest
 from evomerge.ledger.fold import Scores
 from evomerge.recipe import Recipe
@@ -42,6 +42,7 @@ class Worker:
         self.backend.open()
         self._candidates = candidates(self.backend, self.config, self.sources)
         self._plan = evaluate.planner(self.objectives)
+        self._slopes_fit = False
 
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Scores the recipe of each task; whatever goes wrong with it becomes its reason.
@@ -88,12 +89,24 @@ class Worker:
         """Responses, slopes if the task wants them, and seconds by phase."""
         if task.part is None or not task.part.slopes:
             return self.backend.run(plan.requests), {}, self.backend.spent
+        import torch
+
         from evomerge.engine.slopes import measure
 
         # the driver asks for slopes only where the backend has them
         backend = cast("Differentiable", self.backend)
         merge = cast("Instances", self._candidates).merge(task.recipe)
-        found = measure(plan, backend, merge)
+        try:
+            found = measure(plan, backend, merge)
+        except torch.OutOfMemoryError as error:
+            if self._slopes_fit:
+                raise  # they did before: another worker may do better
+            raise ConfigError(
+                "the backward pass that slopes take does not fit into the device's memory; search "
+                "without it, by search: {algorithm: guided, options: {slopes: false}} and another "
+                f"--out, or take a device with more memory ({error})"
+            ) from error
+        self._slopes_fit = True
         return found.responses, found.slopes, found.seconds
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from evomerge.checkpoints.sources import open_sources
 from evomerge.engine import slopes as slopes_module
 from evomerge.engine.tasks import Task
 from evomerge.engine.worker import Worker
+from evomerge.errors import ConfigError
 from evomerge.grouping import Grouping
 from evomerge.ledger.seen import Seen
 from evomerge.recipe import Group, Recipe, Source
@@ -365,3 +366,22 @@ def test_a_slope_that_is_not_finite_is_the_candidates_failure(
     assert outcome.reason is not None
     assert outcome.reason.startswith("CandidateError: a slope of answer is not finite")
     assert not outcome.unexpected
+
+
+def test_a_device_too_small_for_them_ends_the_run_with_a_remedy(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    task = Task(0, case.recipe, "search", Part((0,), True, True))
+    monkeypatch.setattr(case.worker, "_slopes_fit", False)
+    with monkeypatch.context() as patched:
+        patched.setattr(slopes_module, "measure", full)
+        with pytest.raises(ConfigError, match="slopes: false"):
+            case.worker.run([task])
+    assert case.worker.run([task])[0].seen is not None
+
+    monkeypatch.setattr(slopes_module, "measure", full)
+    [outcome] = case.worker.run([task])
+    assert outcome.lost  # they had fitted: another worker may do better
