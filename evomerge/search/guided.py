@@ -39,6 +39,7 @@ SHARES = ((4, 2, 2, 1, 1), (1, 1, 1, 1, 2))
 """Of the levels of `surrogate.levels` among displacements: of the first ones, and later."""
 CAUTION = 0.5  # standard deviations of the model that an expected gain must outweigh
 HOPE = 0.5  # standard deviations that full scores may differ from the model, for the better
+WITHIN = 0.9  # of the model's reach, at most, that a step goes
 STEPS, STRIDE = 48, 0.05
 USUAL = {"probes": (20, 4), "startup": (60, 20), "step": (0.2, 0.1), "radius": (0.77, 1.5)}
 """Options that are not given: without slopes, and with them."""
@@ -77,7 +78,8 @@ class GuidedSearch:
         if not (measured and measured.blocks):
             self._probes = 0
         self._startup = int(option(options, "startup", self._slopes))
-        self._radius = option(options, "radius", self._slopes)
+        near = WITHIN * REACH * dimension**0.5  # else what is seen there would not be learned from
+        self._radius = min(option(options, "radius", self._slopes), near)
         self._step = option(options, "step", self._slopes)
         self._unit = np.array([_unit(gene) for gene in genes]) if genes else np.ones(dimension)
         whole = levels(genes) if genes and options["structure"] else None
