@@ -42,8 +42,8 @@ DIRECTIONS: dict[str, tuple[str, str, dict[str, float]]] = {
     "zoo-lora": ("quickstart-lora", "regmean_plus_plus", {"scale": 1.5}),
     "text": ("quickstart-text", "swudi", {}),
 }
-"""The experiment, and a static merge of its experts that is among the best (docs/comparison.md): its
-method and what it sets other than the defaults. Of the text zoo it is the best that needs no data."""
+"""The experiment, and a static merge of its experts that is among the best (docs/comparison.md):
+its method, and what it sets other than the defaults. For text it is the best that needs no data."""
 FOLDER = Path("runs/search-beds")  # of directions and statistics, made once
 
 
