@@ -6,11 +6,12 @@ python -m benchmarks.search.figures && python -m benchmarks.search.page
 from __future__ import annotations
 
 import json
+from itertools import product
 
 from benchmarks.search import asynchronous, overhead
 from benchmarks.search.drive import LEVEL
 from benchmarks.search.figures import DOCS
-from benchmarks.search.run import RESULTS, read
+from benchmarks.search.run import BUDGET, RESULTS, read
 from benchmarks.search.tables import beds, items_of, load, median, quartiles, section
 
 PAGE = DOCS / "search-benchmark.md"
@@ -53,7 +54,6 @@ ABLATIONS = {
     "guided+racing": "with racing",
     "guided:slopes=false": "probes without slopes",
     "guided:signal=false": "probes by the metric",
-    "guided:structure=false": "every gene by itself",
     "guided:probes=0": "no probes: all candidates scored",
 }
 SHORT = 20  # full evaluations
@@ -93,8 +93,8 @@ def _ablations() -> list[str]:
 def _racing() -> list[str]:
     """Of the runs in which something was dropped, all seeds of one algorithm together."""
     rows = []
-    for bed in beds():
-        for name, runs in load(bed).items():
+    for bed, budget in product(beds(), (BUDGET, SHORT)):
+        for name, runs in load(bed, budget).items():
             lines = [line for line in runs.lines.values() if line["dropped"]]
             dropped = sum(line["dropped"] for line in lines)
             if not dropped:
@@ -104,7 +104,8 @@ def _racing() -> list[str]:
             wrong = sum(line["false_drops"] for line in lines)
             right = wrong + sum(line["entered"] for line in lines)
             rows.append(
-                f"| {bed} | `{name}` | {len(lines)} | {dropped * runs.items / whole:.0%} "
+                f"| {bed} | `{name}` | {budget} | {len(lines)} "
+                f"| {dropped * runs.items / whole:.0%} "
                 f"| {saved / whole:.0%} | {wrong} of {right} ({wrong / max(right, 1):.1%}) |"
             )
     if not rows:
@@ -116,8 +117,8 @@ def _racing() -> list[str]:
         "share may be dropped; dropped ones were fully scored afterwards to know. Items saved are "
         "of those that all candidates have, without probes.",
         "",
-        "| bed | search | seeds | dropped | items saved | wrongly dropped |",
-        "|---|---|---:|---:|---:|---:|",
+        "| bed | search | budget | seeds | dropped | items saved | wrongly dropped |",
+        "|---|---|---:|---:|---:|---:|---:|",
         *rows,
         "",
     ]
