@@ -14,6 +14,7 @@ from evomerge.search.surrogate import Array, Surrogate
 
 REACH = 0.4  # of the model around its centre, root mean square of a gene's displacement
 FEWEST_SCORED = 3  # from which full scores say more than the level
+MOST_SCORED = 100  # of them that a model looks at: the latest
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def residual_of(
         (row.place - model.centre, np.array([row.value(name) for name in model.names]))
         for row in whole.values()
         if np.sqrt(((row.place - model.centre) ** 2).mean()) < REACH
-    ]
+    ][-MOST_SCORED:]
     if len(near) < FEWEST_SCORED:
         return None
     places = np.array([away for away, _ in near])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 40  # observations between two fits, unless a score is asked or told
 VERSION_BY_SLOPES = 5
-MOST = 600  # observations in a fit: the latest
+MOST, MOST_BY_SLOPES = 600, 300  # observations in a fit: the latest
 FEWEST = 12
 FEWEST_BY_SLOPES = 5
 FIRST = 40  # displacements that are mostly coarse
@@ -252,7 +252,7 @@ class GuidedSearch:
             for row in self._data.rows.values()
             if np.sqrt(((row.place - centre) ** 2).mean()) < REACH
             and all(name in (row.slopes if self._slopes else row.sums) for name in names)
-        ][-MOST:]
+        ][-(MOST_BY_SLOPES if self._slopes else MOST) :]
         if len(rows) < (FEWEST_BY_SLOPES if self._slopes else FEWEST):
             return None
         surrogate = self._fit(rows, centre, names)
