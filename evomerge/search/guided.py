@@ -25,6 +25,7 @@ from evomerge.search.names import parameter_of
 from evomerge.search.rows import Row
 from evomerge.search.slopes import SlopeModel, Slopes, fit_slopes
 from evomerge.search.surrogate import Array, Observations, Surrogate, fit, levels
+from evomerge.search.threads import one_thread
 
 if TYPE_CHECKING:
     from evomerge.space import Gene
@@ -219,7 +220,8 @@ class GuidedSearch:
         there is none: all aims alike, then each by itself, in turn."""
         which = weighting % (self._objectives + 1) if self._objectives > 1 else 0
         if which not in self._optima:
-            self._optima[which] = self._find(which)
+            with one_thread():
+                self._optima[which] = self._find(which)
         return self._optima[which]
 
     def _find(self, which: int) -> Array:

@@ -9,14 +9,14 @@ and while too little is told, points of the design are proposed: an ask never wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.search.base import Genome, check_replay
+from evomerge.search.threads import one_thread
 
 FloatArray = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ class PlannedSearch:
             )
             for number, at in enumerate(self._snapshots)
         ]
-        with _one_thread():
+        with one_thread():
             points = self._rounds.plan(history)
         return [tuple(point) for point in np.clip(points, 0.0, 1.0).tolist()]
 
@@ -187,12 +187,3 @@ def favourites(
         top = np.argsort(-value, kind="stable")[: min(best, len(value) - len(chosen))]
         chosen.append(int(random.choice(top)))
     return chosen
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Linear algebra and trees with one thread: their last bits depend on the number."""
-    import threadpoolctl  # type: ignore[import-untyped]  # scikit-learn brings it
-
-    with threadpoolctl.threadpool_limits(1):
-        yield
