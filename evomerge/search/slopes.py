@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from evomerge.search.surrogate import Array, likeliest
+from evomerge.search.surrogate import Array, likeliest, quadratic
 
 START = (0.5, 0.3, 0.5, 0.5)
 """Where the search for a, c, l and the noise starts, in mean squares of a derivative; c as what it
@@ -66,8 +66,7 @@ class SlopeModel:
 
     def mean(self, place: Array) -> tuple[Array, Array]:
         """Values (T,) relative to the centre and their slopes (d, T) at a displacement (d,)."""
-        turned = self.square @ place
-        return place @ self.linear + turned @ place, self.linear + 2 * turned.T
+        return quadratic(self.linear, self.square, place)
 
     def deviation(self, place: Array) -> tuple[float, Array]:
         """The posterior standard deviation, in `units`, and its slope (d,)."""

@@ -79,8 +79,7 @@ class Surrogate:
 
     def mean(self, place: Array) -> tuple[Array, Array]:
         """Values (T,) and their slopes (d, T) at a displacement (d,)."""
-        turned = self.square @ place
-        return place @ self.linear + turned @ place, self.linear + 2 * turned.T
+        return quadratic(self.linear, self.square, place)
 
     def deviation(self, place: Array) -> tuple[float, Array]:
         """The posterior standard deviation, in `units`, and its slope (d,)."""
@@ -96,6 +95,12 @@ class Surrogate:
         slope -= 2 * (self._prior @ (self._places.T @ weights))
         deviation = float(np.sqrt(variance))
         return deviation, slope / (2 * deviation)
+
+
+def quadratic(linear: Array, square: Array, place: Array) -> tuple[Array, Array]:
+    """Values (T,) and slopes (d, T) of quadratics with parts (d, T) and (T, d, d), at (d,)."""
+    turned = square @ place
+    return place @ linear + turned @ place, linear + 2 * turned.T
 
 
 def levels(genes: Sequence[Gene]) -> tuple[Array, ...]:
