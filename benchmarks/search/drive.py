@@ -136,10 +136,12 @@ class _Job:
     candidate: int
     genome: Genome
     parts: list[Positions]
-    """What is still to be asked of it, the part on the way included."""
+    """What is still to be asked of it, without the parts on the way."""
     signal: bool = False
     slopes: bool = False
     probe: bool = False
+    started: bool = False
+    on_the_way: int = 0
     seen: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
 
     @property
@@ -165,7 +167,8 @@ class Run:
         measured = Measured(self.blocks, frozenset(bed.objectives), fitness, slopes=True)
         self.search: Any = self._timed(lambda: make(measured))  # a Search, perhaps a Guided one
         self.guided = hasattr(self.search, "observe")
-        self.clock: list[tuple[float, int, _Job]] = []
+        self.split = self.guided and workers > 1 and level is None
+        self.clock: list[tuple[float, int, _Job, Positions]] = []
         self.now = 0.0
         self.order = 0
         self.number = 0
@@ -175,8 +178,8 @@ class Run:
 
     def references(self) -> None:
         for genome in self.bed.references.values():
-            job = _Job(self._number(), genome, [all_positions(self.bed)])
-            self._see(job, self.bed.metric(genome, job.parts[0]), {})
+            job, every = _Job(self._number(), genome, []), all_positions(self.bed)
+            self._see(job, every, self.bed.metric(genome, every), {})
             self.record.references.append(self._finish(job))
 
     def loop(self) -> None:
@@ -189,20 +192,27 @@ class Run:
         """The next items arrive; False where none are on their way."""
         if not self.clock:
             return False
-        self.now, _, job = heapq.heappop(self.clock)
-        self._arrive(job)
+        self.now, _, job, part = heapq.heappop(self.clock)
+        job.on_the_way -= 1
+        self._arrive(job, part)
         return True
 
     def fill(self) -> None:
         """Starts jobs on free workers, as long as the budget has room for all of a job."""
         while len(self.clock) < self.workers:
             if not self.held:
-                self.held = self._ask(self.workers - len(self.clock))
-            if not self.held or self.committed + self.held[0].items > self.budget:
+                self.held = self._ask(1 if self.split else self.workers - len(self.clock))
+            if not self.held:
                 return
-            job = self.held.pop(0)
-            self.committed += job.items
+            job = self.held[0]
+            if not job.started:
+                if self.committed + job.items > self.budget:
+                    return
+                job.started = True
+                self.committed += job.items
             self._schedule(job)
+            if not (self.split and job.parts):
+                self.held.pop(0)
 
     def _ask(self, count: int) -> list[_Job]:
         if self.committed >= self.budget:
@@ -215,6 +225,8 @@ class Run:
             if look is not None:
                 blocks = join(self.blocks, look.blocks)
                 jobs.append(_Job(number, genome, [blocks], look.signal, look.slopes, probe=True))
+            elif self.split:
+                jobs.append(_Job(number, genome, self._shares()))
             elif self.level is None:
                 jobs.append(_Job(number, genome, [all_positions(self.bed)]))
             else:
@@ -222,24 +234,32 @@ class Run:
                 jobs.append(_Job(number, genome, [join(self.blocks, r) for r in rungs]))
         return jobs
 
+    def _shares(self) -> list[Positions]:
+        """The items of a candidate, in as many parts as workers can take at once."""
+        count, total = min(self.workers, len(self.blocks)), len(self.blocks)
+        ends = [total * i // count for i in range(count + 1)]
+        return [join(self.blocks, range(a, b)) for a, b in pairwise(ends)]
+
     def _look(self, candidate: int) -> Look | None:
         if not self.guided:
             return None
         look: Look | None = self._timed(lambda: self.search.look(candidate))
         return look
 
-    def _arrive(self, job: _Job) -> None:
+    def _arrive(self, job: _Job, part: Positions) -> None:
         start = time.perf_counter()
-        values, slopes = self._answer(job)
+        values, slopes = self._answer(job, part)
         self.record.scoring += time.perf_counter() - start
         for name, found in values.items():
             self.record.cost += job.passes * len(found)
             self.record.tokens += len(found) * self.bed.tokens[name][job.signal]
-        self._see(job, values, slopes)
+        self._see(job, part, values, slopes)
         if job.probe:
             self.record.probes += 1
-        elif not job.parts:
+        elif not job.parts and not job.on_the_way:
             self.record.scored.append(self._finish(job))
+        elif self.split:
+            return
         elif self._loses(job):
             self.committed -= job.items
             items = sum(len(at) for at, _ in job.seen.values())
@@ -248,19 +268,20 @@ class Run:
         else:
             self._schedule(job)
 
-    def _answer(self, job: _Job) -> tuple[Values, Slopes]:
+    def _answer(self, job: _Job, part: Positions) -> tuple[Values, Slopes]:
         if job.slopes:
-            return self.bed.slopes(job.genome, job.parts[0])
+            return self.bed.slopes(job.genome, part)
         ask = self.bed.signal if job.signal else self.bed.metric
-        return ask(job.genome, job.parts[0]), {}
+        return ask(job.genome, part), {}
 
     def _schedule(self, job: _Job) -> None:
         self.order += 1
-        items = job.passes * sum(len(at) for at in job.parts[0].values())
-        heapq.heappush(self.clock, (self.now + items, self.order, job))
-
-    def _see(self, job: _Job, values: Values, slopes: Slopes) -> None:
         part = job.parts.pop(0)
+        job.on_the_way += 1
+        items = job.passes * sum(len(at) for at in part.values())
+        heapq.heappush(self.clock, (self.now + items, self.order, job, part))
+
+    def _see(self, job: _Job, part: Positions, values: Values, slopes: Slopes) -> None:
         for name, found in values.items():
             at, seen = job.seen.setdefault(name, ([], []))
             at += part[name]

@@ -28,6 +28,7 @@ from evomerge.ledger.results import front, vector
 from evomerge.ledger.seen import Seen, part_body
 from evomerge.ledger.store import Ledger
 from evomerge.recipe import Recipe
+from evomerge.scoring.blocks import Part
 from evomerge.scoring.objectives import Split
 from evomerge.scoring.statistics import Value
 from evomerge.search import make_search
@@ -45,7 +46,7 @@ class Loop:
     study: Study
     ledger: Ledger
     state: State = field(default_factory=State)
-    _running: set[int] = field(default_factory=set)
+    _running: set[tuple[int, Part | None]] = field(default_factory=set)
 
     def check(self) -> None:
         """What can be known before any worker starts; a choice of `auto` stays what it was.
@@ -176,28 +177,42 @@ class Loop:
         self, candidates: Iterable[Candidate], split: Split, then_ask: bool = False
     ) -> None:
         """Keeps the pool busy with ``candidates``, then with what the search asks for."""
-        queue = [c.id for c in candidates]
+        queue = [task for c in candidates for task in self._tasks(c, split)]
         while True:
-            while queue and len(self._running) < self.pool.capacity:
-                self._submit(queue.pop(0), split)
-            if then_ask and not queue and not self._references_pending():
-                for id in self._ask(self.pool.capacity - len(self._running)):
-                    self._submit(id, split)
+            while (free := self.pool.capacity - len(self._running)) > 0:
+                if not queue and then_ask and not self._references_pending():
+                    asked = [self.state.candidates[id] for id in self._ask(free)]
+                    queue = [task for c in asked for task in self._tasks(c, split)]
+                if not queue:
+                    break
+                self._submit(queue.pop(0))
             if not self._running:
                 return
             again = []
             for outcome in self.pool.wait():
-                self._running.discard(outcome.task.candidate)
-                if self._record_outcome(outcome):
-                    again.append(outcome.task.candidate)
-            queue[:0] = again
+                self._running.discard((outcome.task.candidate, outcome.task.part))
+                again += self._record_outcome(outcome)
+            queue = [task for task in (*again, *queue) if not self._is_over(task)]
 
-    def _submit(self, id: int, split: Split) -> None:
-        self._running.add(id)
-        candidate = self.state.candidates[id]
-        part = self._rungs.next(candidate) if split == "search" else None
-        self.pool.submit(Task(id, self.recipe(candidate), split, part))
+    def _tasks(self, candidate: Candidate, split: Split) -> list[Task]:
+        """What is now to be asked of a candidate that has nothing under way."""
+        workers = self._workers if self._guide is not None else 1
+        parts = self._rungs.next(candidate, workers) if split == "search" else (None,)
+        recipe = self.recipe(candidate)
+        return [Task(candidate.id, recipe, split, part) for part in parts]
+
+    @property
+    def _workers(self) -> int:
+        return max(1, self.pool.capacity // self.study.slots)
+
+    def _submit(self, task: Task) -> None:
+        self._running.add((task.candidate, task.part))
+        self.pool.submit(task)
         self.observe(self.state, len(self._running))
+
+    def _is_over(self, task: Task) -> bool:
+        """Whether another part of the candidate has failed meanwhile."""
+        return self.state.candidates[task.candidate].status == "failed"
 
     def recipe(self, candidate: Candidate) -> Recipe:
         """The recipe of a candidate: its own for a reference point, else its genome's."""
@@ -212,8 +227,10 @@ class Loop:
 
     def _ask(self, free: int) -> list[int]:
         """New candidates for the free workers, as many as the budget and the search allow."""
-        if free <= 0 or self._spent() is not None:
+        if self._spent() is not None:
             return []
+        if self._guide is not None and self._workers > 1:
+            free = 1  # its parts may take all workers
         free = int(min(free, self._left()))
         first = len(self.state.candidates)
         genomes = self._search.ask(range(first, first + free)) if free > 0 else []
@@ -231,7 +248,7 @@ class Loop:
         if limit is None:
             return inf
         state = self.state
-        running = [state.candidates[id] for id in self._running]
+        running = [state.candidates[id] for id in {id for id, _ in self._running}]
         promised = self._rungs.promised(running, state.whole)
         return ceil(limit - Fraction(state.spent + promised, state.whole))
 
@@ -250,19 +267,21 @@ class Loop:
                 return f"budget of {limit} {name} is spent"
         return None
 
-    def _record_outcome(self, outcome: Outcome) -> bool:
-        """Writes what became of a task; True if the candidate must be tried again."""
+    def _record_outcome(self, outcome: Outcome) -> list[Task]:
+        """Writes what became of a task; returns what is to be asked of the candidate next."""
         id, split = outcome.task.candidate, outcome.task.split
+        if self._is_over(outcome.task):
+            return []
         if outcome.seen is not None:
             return self._record_part(outcome.task, outcome.seen)
         if outcome.scores is not None:
             kind: Literal["scored", "held_out"] = "scored" if split == "search" else "held_out"
             self._record(Event(kind, id, outcome.scores.body(), outcome.scores.timing))
-            return False
+            return []
         if outcome.lost:
             self._record(Event("lost", id, {"reason": outcome.reason}))
             if self.state.candidates[id].attempts < ATTEMPTS:
-                return True
+                return [outcome.task]
         if split == "held_out":
             raise CandidateError(
                 f"{self.state.candidates[id].label} was scored in the search but not on the "
@@ -271,10 +290,10 @@ class Loop:
         if self.state.candidates[id].name == "base" and self.state.candidates[id].scores is None:
             raise CandidateError(f"the base itself cannot be scored: {outcome.reason}")
         self._record(Event("failed", id, {"reason": outcome.reason}))
-        return False
+        return []
 
-    def _record_part(self, task: Task, seen: Seen) -> bool:
-        """Writes a part, or the whole score that it completes; True if more is to be asked."""
+    def _record_part(self, task: Task, seen: Seen) -> list[Task]:
+        """Writes a part, or the whole score that it completes."""
         candidate = self.state.candidates[task.candidate]
         try:
             scores = self._rungs.completed(candidate, seen)
@@ -282,10 +301,11 @@ class Loop:
             return self._record_outcome(failure(task, error))
         if scores is not None:
             self._record(Event("scored", candidate.id, scores.body(), scores.timing))
-            return False
+            return []
         self._record(Event("seen", candidate.id, seen.body(), seen.timing))
         self._judge(candidate)
-        return candidate.status == "pending"
+        goes_on = self.study.experiment.search.racing and candidate.status == "pending"
+        return self._tasks(candidate, "search") if goes_on else []
 
     def _judge(self, candidate: Candidate) -> None:
         """Ends a candidate that is in a race if the front of this moment dominates it."""

@@ -91,14 +91,24 @@ class Rungs:
         signal = look.signal and bool(self.signals)
         return Part(tuple(look.blocks), signal, look.slopes and signal and self.slopes)
 
-    def next(self, candidate: Candidate) -> Part | None:
-        """What is to be asked of a candidate on the search split; None: all at once."""
+    def next(self, candidate: Candidate, workers: int = 1) -> tuple[Part | None, ...]:
+        """What may now be asked of a candidate on the search split; None: all at once.
+
+        In a race that is the next rung. Otherwise it is what is left, in parts such that each of
+        ``workers`` takes its share of a whole candidate.
+        """
         if candidate.look is not None:
-            return candidate.look
-        racing = self.study.experiment.search.racing and self.parts
-        if candidate.is_reference or not racing:
-            return None
-        return self.parts[len(candidate.rungs)]
+            return (candidate.look,)
+        if candidate.is_reference or not self.blocks:
+            return (None,)
+        if self.study.experiment.search.racing:
+            return (self.parts[len(candidate.rungs)],)
+        known = {block for seen in candidate.rungs for block in seen.part.blocks}
+        if workers == 1 and not known:
+            return (None,)
+        left = [block for block in range(len(self.blocks)) if block not in known]
+        share = -(-len(self.blocks) // workers)
+        return tuple(Part(tuple(left[i : i + share])) for i in range(0, len(left), share))
 
     def promised(self, candidates: Iterable[Candidate], whole: int) -> int:
         """Items that candidates under way may still take, where a full evaluation has ``whole``."""
@@ -111,7 +121,7 @@ class Rungs:
         )
 
     def completed(self, candidate: Candidate, seen: Seen) -> Scores | None:
-        """The whole score, if only this part of it was still missing.
+        """The whole score, if only this part of it was still missing; parts come in any order.
 
         Raises:
             IntegrityError: the parts are not of the same weights.
@@ -126,9 +136,12 @@ class Rungs:
                 f"({', '.join(sorted(d[:12] for d in digests))}): workers differ in versions, "
                 f"device or dtype; make them equal and start a new run"
             )
-        if candidate.look is not None or seen.part.signal or seen.part != self.parts[-1]:
+        if candidate.look is not None or seen.part.signal:
             return None
-        return assembled(self.study.objectives, self.blocks, [*candidate.rungs, seen])
+        rungs = [*candidate.rungs, seen]
+        if sum(len(rung.part.blocks) for rung in rungs) < len(self.blocks):
+            return None
+        return assembled(self.study.objectives, self.blocks, rungs)
 
     def positions(self, part: Part) -> dict[str, tuple[int, ...]]:
         """By objective the positions of a part's items, in the order of its values."""
