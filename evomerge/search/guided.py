@@ -25,7 +25,7 @@ from evomerge.search.names import parameter_of
 from evomerge.search.rows import Row
 from evomerge.search.slopes import SlopeModel, Slopes, fit_slopes
 from evomerge.search.surrogate import Array, Observations, Surrogate, fit, levels
-from evomerge.search.threads import one_thread
+from evomerge.search.threads import loaded, one_thread
 
 if TYPE_CHECKING:
     from evomerge.space import Gene
@@ -41,7 +41,7 @@ SHARES = ((4, 2, 2, 1, 1), (1, 1, 1, 1, 2))
 CAUTION = 0.5  # standard deviations of the model that an expected gain must outweigh
 HOPE = 0.5  # standard deviations that full scores may differ from the model, for the better
 WITHIN = 0.9  # of the model's reach, at most, that a step goes
-STEPS, STRIDE = 48, 0.05
+STEPS, STRIDE = 32, 0.07
 USUAL = {"probes": (20, 4), "startup": (60, 20), "step": (0.2, 0.1), "radius": (0.77, 1.5)}
 """Options that are not given: without slopes, and with them."""
 
@@ -123,6 +123,8 @@ class GuidedSearch:
                 if block is not None:
                     row.blocks[block] = row.blocks.get(block, 0) + 1
         row.slopes |= {n: np.array(s) * self._unit for n, s in evidence.slopes.items()}
+        if self._slopes and not evidence.signal:
+            return  # the model learns of scores when they are told
         self._seen += 1
         if self._seen % (VERSION_BY_SLOPES if self._slopes else VERSION) == 0:
             self._freeze()
@@ -188,6 +190,8 @@ class GuidedSearch:
         self._data = _Data(rows, dict(self._told), dict(self._awaited))
         self._model: Model | None = None
         self._optima: dict[int, Array] = {}
+        if self._slopes:
+            self._seen = 0
 
     def _propose(self, candidate: int) -> Genome:
         turn = self._begin(candidate)
@@ -220,7 +224,7 @@ class GuidedSearch:
         there is none: all aims alike, then each by itself, in turn."""
         which = weighting % (self._objectives + 1) if self._objectives > 1 else 0
         if which not in self._optima:
-            with one_thread():
+            with one_thread(loaded()):
                 self._optima[which] = self._find(which)
         return self._optima[which]
 
@@ -327,20 +331,25 @@ class GuidedSearch:
             self._measured.fitness({name: self._measured.value(name, mean) for name, mean in means})
         )
 
+    def _worth(self, model: Model, values: Array, weights: Array) -> Array:
+        """(T,), what the weighted aims change with each value, over a few of its deviations."""
+        changes = [
+            weights @ (self._aims(model, values + step) - self._aims(model, values - step))
+            for step in np.diag(model.width)
+        ]
+        return np.array(changes) / (2 * model.width)
+
     def _ascend(self, model: Model, weights: Array) -> Array:
         """Where in the ball around the start the weighted aims, cautiously expected, are best."""
         radius = self._radius
         low, high = -model.centre, 1.0 / self._unit - model.centre
         away, momentum = model.start, np.zeros_like(model.start)
         best, most = away, -np.inf
+        worth = np.zeros(len(model.names))
         for step in range(STEPS):
             values, slopes = model.values(away)
-            worth = np.array(
-                [
-                    weights @ (self._aims(model, values + e) - self._aims(model, values - e))
-                    for e in np.diag(model.width)
-                ]
-            ) / (2 * model.width)
+            if step % 2 == 0:
+                worth = self._worth(model, values, weights)
             total = float(weights @ self._aims(model, values))
             uphill = slopes @ worth
             for part, share in ((model.surrogate, -CAUTION), (model.residual, HOPE)):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from evomerge.search.surrogate import Array, likeliest
+from evomerge.search.surrogate import Array, likeliest, solve
 
 LEVEL = 4.0  # q
 START = (0.5, 0.2, 0.5)
@@ -51,7 +51,7 @@ class Residual:
     def deviation(self, place: Array) -> tuple[float, Array]:
         """Its standard deviation in units, without that of the level, and the slope (d,)."""
         apart, bells = self._bells(place, self._known)
-        weights = cho_solve(self._factor, bells, check_finite=False)
+        weights = solve(self._factor, bells)
         deviation = float(np.sqrt(max(self._size - float(bells @ weights), _TINY)))
         change = 4 / self._reach * (apart * bells[:, None]).T @ weights
         return deviation, change / (2 * deviation)

@@ -20,19 +20,21 @@ variance is known as well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
 
-from evomerge.search.surrogate import Array, likeliest, quadratic
+from evomerge.search.surrogate import Array, quadratic, solve
 
 START = (0.5, 0.3, 0.5, 0.5)
 """Where the search for a, c, l and the noise starts, in mean squares of a derivative; c as what it
 adds at the mean distance of the observations."""
 
 SPREAD = 2.0  # of the prior of each one's logarithm
+FAR = 6.0  # from the start, at most, that a logarithm goes
 SAMPLE = 100  # observations that they are estimated from
 _TINY = 1e-12
 
@@ -73,7 +75,7 @@ class SlopeModel:
         a, c = self._variances.amplitude, 2 * self._variances.curvature
         length = float(np.sqrt(place @ place)) + _TINY
         shared = a * (1 + c * (self._places @ place) / 2)
-        weights = cho_solve(self._factor, shared, check_finite=False)
+        weights = solve(self._factor, shared)
         variance = float(a * (1 + c * (place @ place) / 4) - shared @ weights)
         deviation = max(variance, _TINY) ** 0.5
         change = a * c * (place / 2 - self._places.T @ weights)
@@ -102,10 +104,10 @@ def fit_slopes(seen: Slopes) -> SlopeModel:
     units = np.sqrt((seen.slopes**2).mean(axis=(0, 2))) + _TINY
     slopes = seen.slopes / units[:, None]
     near, shared = seen.places @ seen.places.T, seen.blocks @ seen.blocks.T
-    factor = _factor(_estimate(near, shared, slopes), near, shared)
-    bend = _bend(factor, seen.places, slopes)
+    first = _estimate(near, shared, slopes)
+    bend = _bend(_factor(first, near, shared), seen.places, slopes)
     slopes = slopes + bend * seen.places[:, None]
-    variances = _estimate(near, shared, slopes)
+    variances = _estimate(near, shared, slopes, first)
     factor = _factor(variances, near, shared)
     weights = _solve(factor, slopes)
     hessian = np.einsum("ni,ntj->tij", seen.places, weights, optimize=True)
@@ -142,18 +144,36 @@ def _solve(factor: Any, slopes: Array) -> Array:
     return np.asarray(cho_solve(factor, flat, check_finite=False)).reshape(slopes.shape)
 
 
-def _estimate(near: Array, shared: Array, slopes: Array) -> _Variances:
-    """The likeliest variances for the latest observations."""
+def _estimate(
+    near: Array, shared: Array, slopes: Array, guess: _Variances | None = None
+) -> _Variances:
+    """The likeliest variances for the latest observations, by L-BFGS over their logarithms."""
     near, shared = near[-SAMPLE:, -SAMPLE:], shared[-SAMPLE:, -SAMPLE:]
     flat = slopes[-SAMPLE:].reshape(len(near), -1)
     squares, count = flat @ flat.T, flat.shape[1]
     start = np.array(START)
     start[1] /= max(float(np.diag(near).mean()), _TINY)
+    one = np.eye(len(near))
 
-    def loss(found: Array) -> float:
-        factor = _factor(_Variances(*found.tolist()), near, shared)
-        fitted = 0.5 * np.trace(cho_solve(factor, squares, check_finite=False))
-        likelihood = fitted + count * np.log(np.diag(factor[0])).sum()
-        return float(likelihood + 0.5 * (np.log(found / start) ** 2).sum() / SPREAD**2)
+    def loss(drawn: Array) -> tuple[float, Array]:
+        """Of the logarithms relative to the start, and its slope."""
+        a, c, lean, noise = (start * np.exp(drawn)).tolist()
+        factor = _factor(_Variances(a, c, lean, noise), near, shared)
+        inverse = cho_solve(factor, one, check_finite=False)
+        fitted = inverse @ squares
+        likelihood = 0.5 * np.trace(fitted) + count * np.log(np.diag(factor[0])).sum()
+        change = 0.5 * (count * inverse - fitted @ inverse)  # by the covariance
+        bent = 2 * a * c * float((change * near).sum())
+        slope = [
+            a * float(change.sum()) + bent,
+            bent,
+            lean * float((change * shared).sum()),
+            noise * float(np.trace(change)),
+        ]
+        prior = 0.5 * (drawn**2).sum() / SPREAD**2
+        return float(likelihood + prior), np.array(slope) + drawn / SPREAD**2
 
-    return _Variances(*likeliest(loss, start, (0, 3, 2, 1), (5.0, 2.2, 1.4)).tolist())
+    begin = np.zeros(4) if guess is None else np.log(np.array(astuple(guess)) / start)
+    bounds, options = [(-FAR, FAR)] * 4, {"ftol": 1e-6}
+    found = minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return _Variances(*(start * np.exp(found.x)).tolist())
