@@ -142,13 +142,20 @@ def test_a_probe_with_slopes_has_to_fit_the_budget_as_it_counts() -> None:
     assert (record.probes, record.cost) == (1, 130)
 
 
-def test_probes_with_slopes_keep_a_worker_three_times_as_long() -> None:
+def test_several_workers_share_a_candidate_of_a_guided_search() -> None:
     search = Prober(genomes(0.3, 0.7, 0.6, 0.9), slopes=True)
     record = drive(bed(), lambda _: search, budget=260, workers=2)
 
-    # Candidate 2 ends at 30, when 4 starts, and 4 at 60; candidate 3 ends at 100, and 5 at 160.
-    assert [n for n, _ in search.seen] == [0, 1, 2, 4, 3, 5]
-    assert record.clock == 160
+    # Probe 2 ends at 30, one half of candidate 3 at 50, its other half at 80, and so does probe 4,
+    # which is asked for once all of 3 is under way; the halves of 5 take from 80 to 130.
+    assert [n for n, e in search.seen] == [0, 1, 2, 3, 3, 4, 5, 5]
+    assert (record.cost, record.clock) == (260, 130)
+    positions = [at for n, e in search.seen if n == 3 for at in e.items["a"][0]]
+    assert sorted(positions) == list(range(40))
+    assert [s.values for s in record.scored] == [
+        {"a": 0.7, "b": pytest.approx(0.7)},
+        {"a": 0.9, "b": pytest.approx(0.9)},
+    ]
 
 
 def test_the_blocks_and_fitness_that_a_search_is_given_are_those_of_the_bed() -> None:

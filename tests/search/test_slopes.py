@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +20,7 @@ A, C, LEAN, NOISE = 0.7, 0.9, 0.4, 0.3
 def given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variances are known instead of estimated."""
     known = module._Variances(A, C, LEAN, NOISE)
-    monkeypatch.setattr(module, "_estimate", lambda near, shared, slopes: known)
+    monkeypatch.setattr(module, "_estimate", lambda *seen: known)
 
 
 def turns(count: int, blocks: int = BLOCKS) -> Array:
@@ -293,3 +293,20 @@ def test_one_place_again_and_again_tells_its_slope() -> None:
     there = fitted.mean(places[0])[1].T
 
     assert there == pytest.approx(0.8 * slopes[0], abs=0.15)
+
+
+@pytest.mark.parametrize(("count", "d"), [(40, 60), (100, 10)])
+def test_variances_that_data_were_drawn_with_are_found(count: int, d: int) -> None:
+    """Slopes drawn from the model: nothing but their number keeps the estimates from the truth."""
+    random = np.random.default_rng(count)
+    places, blocks = random.normal(0, 0.15, (count, d)), turns(count)
+    near, shared = places @ places.T, blocks @ blocks.T
+    truth = np.array([A, 6.0, LEAN, NOISE])
+    whole = A * (1 + 2 * truth[1] * near) + LEAN * shared + NOISE * np.eye(count)
+    drawn = np.linalg.cholesky(whole) @ random.normal(size=(count, 5 * d))
+    found = module._estimate(near, shared, drawn.reshape(count, 5, d))
+    again = module._estimate(near, shared, drawn.reshape(count, 5, d), found)
+
+    assert np.array(astuple(found)) == pytest.approx(truth, rel=0.4)
+    assert found.noise + found.lean == pytest.approx(NOISE + LEAN, rel=0.1)
+    assert astuple(again) == pytest.approx(astuple(found), rel=0.05)
