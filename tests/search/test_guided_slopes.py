@@ -147,8 +147,8 @@ def test_five_observations_are_a_version() -> None:
     changed = [i for i in range(1, 15) if proposed[i] != proposed[i - 1]]
 
     assert changed
-    assert set(changed) <= {3, 8, 13}  # observations 10, 15 and 20
-    assert 8 in changed
+    assert set(changed) <= {4, 9, 14}  # references count when they are told
+    assert 9 in changed
 
 
 def test_slopes_are_taken_in_natural_units() -> None:
@@ -230,7 +230,7 @@ def test_candidates_whose_scores_are_awaited_are_gone_on_from() -> None:
     drive(first, TOY, 0)
     shown(first, 20)
     asked = first.ask(range(70, 111))[::5]  # each of the four weightings twice, and one thrice
-    assert len(set(asked)) > 6  # where nothing better is expected than to stay, it stays
+    assert len(set(asked)) > 4  # more than weightings; without what is awaited they would repeat
 
     resumed, failed = guided(), guided()
     for search in (resumed, failed):
