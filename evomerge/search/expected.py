@@ -13,7 +13,6 @@ from evomerge.search.slopes import SlopeModel
 from evomerge.search.surrogate import Array, Surrogate
 
 REACH = 0.4  # of the model around its centre, root mean square of a gene's displacement
-FEWEST_SCORED = 3  # from which full scores say more than the level
 MOST_SCORED = 100  # of them that a model looks at: the latest
 
 
@@ -46,14 +45,19 @@ class Model:
 def residual_of(
     model: Model, whole: Mapping[int, Row], awaited: Mapping[int, Array]
 ) -> Residual | None:
-    """What the told candidates near the centre say beyond the model."""
+    """What the told candidates near the centre say beyond the model, if they outnumber the genes.
+
+    Fewer of them say more of the items at hand than of the metric: what they add is not seen again
+    on new items.
+    """
     near = [
         (row.place - model.centre, np.array([row.value(name) for name in model.names]))
         for row in whole.values()
         if np.sqrt(((row.place - model.centre) ** 2).mean()) < REACH
-    ][-MOST_SCORED:]
-    if len(near) < FEWEST_SCORED:
+    ]
+    if len(near) <= len(model.centre):
         return None
+    near = near[-MOST_SCORED:]
     places = np.array([away for away, _ in near])
     left = np.array([found - model.values(away)[0] for away, found in near])
     coming = [place - model.centre for place in awaited.values()]

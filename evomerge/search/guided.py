@@ -22,6 +22,7 @@ from evomerge.scoring.signals import soft
 from evomerge.search.base import Evidence, Genome, Look, Measured, OptionValue
 from evomerge.search.expected import REACH, Model, residual_of
 from evomerge.search.names import parameter_of
+from evomerge.search.residual import Residual
 from evomerge.search.rows import Row
 from evomerge.search.slopes import SlopeModel, Slopes, fit_slopes
 from evomerge.search.surrogate import Array, Observations, Surrogate, fit, levels
@@ -38,7 +39,7 @@ FEWEST_BY_SLOPES = 5
 FIRST = 40  # displacements that are mostly coarse
 SHARES = ((4, 2, 2, 1, 1), (1, 1, 1, 1, 2))
 """Of the levels of `surrogate.levels` among displacements: of the first ones, and later."""
-CAUTION = 0.5  # standard deviations of the model that an expected gain must outweigh
+CAUTION = 1.0  # standard deviations of the model that an expected gain must outweigh
 HOPE = 0.5  # standard deviations that full scores may differ from the model, for the better
 WITHIN = 0.9  # of the model's reach, at most, that a step goes
 STEPS, STRIDE = 32, 0.07
@@ -96,6 +97,7 @@ class GuidedSearch:
         self._first: int | None = None
         self._asked: set[int] = set()
         self._seen = 0
+        self._fitted: tuple[object, SlopeModel] | None = None
         self._freeze()
 
     def ask(self, candidates: Sequence[int]) -> list[Genome]:
@@ -253,15 +255,16 @@ class GuidedSearch:
     def _learn(self, centre: Array, scale: Array) -> Model | None:
         """The model of the version of the data; None if too little was seen near the centre."""
         names = tuple(dict.fromkeys(name for row in self._data.rows.values() for name in row.sums))
-        rows = [
-            row
-            for row in self._data.rows.values()
+        rows = {
+            key: row
+            for key, row in self._data.rows.items()
             if np.sqrt(((row.place - centre) ** 2).mean()) < REACH
             and all(name in (row.slopes if self._slopes else row.sums) for name in names)
-        ][-(MOST_BY_SLOPES if self._slopes else MOST) :]
-        if len(rows) < (FEWEST_BY_SLOPES if self._slopes else FEWEST):
+        }
+        latest = list(rows)[-(MOST_BY_SLOPES if self._slopes else MOST) :]
+        if len(latest) < (FEWEST_BY_SLOPES if self._slopes else FEWEST):
             return None
-        surrogate = self._fit(rows, centre, names)
+        surrogate = self._fit({key: rows[key] for key in latest}, centre, names)
         whole = {c: self._data.rows[c, True] for c in self._data.told}
         values = np.array([[row.value(name) for name in names] for row in whole.values()])
         at_centre = next(i for i, row in enumerate(whole.values()) if row.place is centre)
@@ -279,24 +282,28 @@ class GuidedSearch:
         return replace(model, start=self._start(model, whole))
 
     def _fit(
-        self, rows: Sequence[Row], centre: Array, names: Sequence[str]
+        self, seen: Mapping[tuple[int, bool], Row], centre: Array, names: Sequence[str]
     ) -> Surrogate | SlopeModel:
+        rows = list(seen.values())
         places = np.array([row.place - centre for row in rows])
         blocks = np.zeros((len(rows), self._blocks))
         for i, row in enumerate(rows):
             blocks[i, list(row.blocks)] = list(row.blocks.values())
         blocks /= np.maximum(blocks.sum(axis=1, keepdims=True), 1.0)
         if self._slopes:
-            found = np.array([[row.slopes[name] for name in names] for row in rows])
-            return fit_slopes(Slopes(places, blocks, found))
-        seen = Observations(
+            fitted_to = (tuple(seen), centre.tobytes())  # slopes are seen once and never change
+            if self._fitted is None or self._fitted[0] != fitted_to:
+                found = np.array([[row.slopes[name] for name in names] for row in rows])
+                self._fitted = (fitted_to, fit_slopes(Slopes(places, blocks, found)))
+            return self._fitted[1]
+        observations = Observations(
             places=places,
             blocks=blocks,
             values=np.array([[row.value(name) for name in names] for row in rows]),
             items=np.array([max(1.0, sum(row.blocks.values())) for row in rows]),
             by_metric=np.array([row.by_metric for row in rows]),
         )
-        return fit(self._levels, seen)
+        return fit(self._levels, observations)
 
     def _start(self, model: Model, whole: Mapping[int, Row]) -> Array:
         """The displacement of the candidate that is best by its scores and by the model.
@@ -315,9 +322,10 @@ class GuidedSearch:
                     best, most = away, total
         for place in self._data.awaited.values() if self._slopes else ():
             away = place - model.centre
-            doubt = CAUTION * model.surrogate.deviation(away)[0] * model.surrogate.units
-            expected = self._aims(model, model.values(away)[0] - doubt)
-            total = 2 * float((expected / model.scale).sum())
+            values = model.values(away)[0]
+            worth = self._worth(model, values, 1 / model.scale)
+            doubt = CAUTION * model.surrogate.deviation(away)[0] * _spread(worth, model.surrogate)
+            total = 2 * (float((self._aims(model, values) / model.scale).sum()) - doubt)
             if total > most:
                 best, most = away, total
         return np.asarray(best)
@@ -355,7 +363,7 @@ class GuidedSearch:
             for part, share in ((model.surrogate, -CAUTION), (model.residual, HOPE)):
                 if part is not None:
                     deviation, slope = part.deviation(away)
-                    share *= float(np.sqrt(((worth * part.units) ** 2).sum()))
+                    share *= _spread(worth, part)
                     total, uphill = total + share * deviation, uphill + share * slope
             if total > most:
                 best, most = away, total
@@ -364,6 +372,11 @@ class GuidedSearch:
             moved = moved * min(1.0, radius / (float(np.linalg.norm(moved)) + 1e-12))
             away = np.clip(model.start + moved, low, high)
         return np.asarray(model.centre + best)
+
+
+def _spread(worth: Array, part: Surrogate | SlopeModel | Residual) -> float:
+    """What one standard deviation of every objective, independently, is worth."""
+    return float(np.sqrt(((worth * part.units) ** 2).sum()))
 
 
 def wants_slopes(options: Mapping[str, OptionValue]) -> bool:

@@ -180,11 +180,11 @@ def test_the_model_has_the_slopes_of_what_it_saw() -> None:
 
 
 def test_full_scores_say_what_the_model_leaves_over() -> None:
-    """Three references near the centre suffice; two do not."""
-    for references, known in (((0.2, 0.3, 0.4), True), ((0.2, 0.3), False)):
+    """Where they outnumber the genes; fewer say more of the items at hand than of the metric."""
+    near = np.random.default_rng(3).uniform(0.2, 0.4, (D + 1, D))
+    for references, known in ((near, True), (near[:D], False)):
         search = guided()
-        told = [(gene,) * D for gene in references]
-        drive(search, TOY, 3, references=told)
+        drive(search, TOY, 3, references=[tuple(place.tolist()) for place in references])
         search.ask([1000])
         assert search._model is not None
         assert (search._model.residual is not None) == known
