@@ -20,7 +20,7 @@ _HOMES = {
     "register_metric": ("evomerge.scoring.metrics", "register_metric"),
     "register_kind": ("evomerge.scoring.measures", "register_kind"),
     "register_method": ("evomerge.methods", "register"),
-    "register_search": ("evomerge.search.base", "register_search"),
+    "register_search": ("evomerge.search.algorithms", "register_search"),
 }
 
 

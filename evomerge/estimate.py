@@ -15,7 +15,7 @@ from evomerge.engine.worker import open_worker
 from evomerge.scoring.blocks import SLOPE_PASSES, blocks
 from evomerge.scoring.evaluate import plan
 from evomerge.scoring.objectives import Objective
-from evomerge.search.base import check_settings
+from evomerge.search.algorithms import check_settings
 from evomerge.search.guided import option, wants_slopes
 
 TRIAL = 64  # requests of the measured trial, or as many as a batch has

@@ -16,7 +16,7 @@ from evomerge.backends.config import FakeConfig, ServerConfig, TransformersConfi
 from evomerge.cli.main import app
 from evomerge.config import Budget, Direction, Optimise, PoolConfig, Racing, SearchConfig, _File
 from evomerge.grouping import Grouping
-from evomerge.search.base import ALGORITHMS
+from evomerge.search.algorithms import ALGORITHMS
 from evomerge.space import GeneSpec, SpaceSpec
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -16,7 +16,7 @@ from evomerge.engine.study import search_settings
 from evomerge.methods import all_methods
 from evomerge.report.methods import methods_page
 from evomerge.search import auto
-from evomerge.search.base import check_settings, find_algorithm
+from evomerge.search.algorithms import check_settings, find_algorithm
 from evomerge.search.guided import USUAL
 from tests.methods.record import Measured, measure, recorded
 from tests.reference import PAGES

@@ -18,7 +18,7 @@ from evomerge.content import find
 from evomerge.errors import CheckpointError, ConfigError, IntegrityError
 from evomerge.methods import registry
 from evomerge.scoring import measures, metrics
-from evomerge.search import base as searches
+from evomerge.search import algorithms as searches
 from tests.studies import settings
 
 PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text("utf-8")

@@ -20,7 +20,8 @@ from benchmarks.search.bed import Bed
 from benchmarks.search.published import LoraHub, MergekitEvolve, evo_merging
 from benchmarks.search.wrappers import Generations, OneAim, Rival, Scores, Tied, clip
 from evomerge.search import make_search
-from evomerge.search.base import Genome, Measured, Search, SearchSettings
+from evomerge.search.algorithms import SearchSettings
+from evomerge.search.base import Genome, Measured, Search
 from evomerge.space import Gene
 
 POPULATION = 20

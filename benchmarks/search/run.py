@@ -28,7 +28,8 @@ from benchmarks.search.bed import Bed, all_positions, fitness
 from evomerge.errors import ConfigError, MissingDependency
 from evomerge.front import non_dominated
 from evomerge.search import make_search
-from evomerge.search.base import Measured, OptionValue, Search, SearchSettings
+from evomerge.search.algorithms import SearchSettings
+from evomerge.search.base import Measured, OptionValue, Search
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET = 100
@@ -222,7 +223,7 @@ def _options(given: str) -> dict[str, OptionValue]:
 
 def _versions(algorithm: str) -> dict[str, str]:
     """Of the libraries that a rival stands for."""
-    from evomerge.search.base import ALGORITHMS
+    from evomerge.search.algorithms import ALGORITHMS
 
     own = ALGORITHMS[algorithm].library if algorithm in ALGORITHMS else None
     library = rivals.NEEDS.get(algorithm, own)

@@ -25,7 +25,7 @@ def validate(
     from evomerge.config import load_experiment
     from evomerge.directions import make_directions
     from evomerge.engine.study import open_study
-    from evomerge.search.base import find_algorithm
+    from evomerge.search.algorithms import find_algorithm
 
     declared = load_experiment(experiment)
     with TemporaryDirectory() as folder:

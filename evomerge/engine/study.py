@@ -26,8 +26,8 @@ from evomerge.recipe import Source
 from evomerge.scoring.measures import Perplexity
 from evomerge.scoring.objectives import Objective, load_objective
 from evomerge.search import check_space
+from evomerge.search.algorithms import SearchSettings, check_settings
 from evomerge.search.auto import choose
-from evomerge.search.base import SearchSettings, check_settings
 from evomerge.space import Space, SpaceSpec, bind
 
 

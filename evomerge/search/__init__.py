@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evomerge.errors import ConfigError
-from evomerge.search.base import (
-    Measured,
-    Search,
-    SearchSettings,
-    check_settings,
-    find_algorithm,
-)
+from evomerge.search.algorithms import SearchSettings, check_settings, find_algorithm
+from evomerge.search.base import Measured, Search
 
 if TYPE_CHECKING:
     from evomerge.space import Gene

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from evomerge.search import make_search
+from evomerge.search.algorithms import ALGORITHMS, SearchSettings, check_settings
 from evomerge.search.auto import choose
-from evomerge.search.base import ALGORITHMS, Measured, SearchSettings, check_settings
+from evomerge.search.base import Measured
 from evomerge.search.guided import GuidedSearch
 from evomerge.search.nevergrad import NevergradSearch
 from evomerge.search.optuna import OptunaSearch

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from evomerge.search import make_search, testing
-from evomerge.search.base import ALGORITHMS, Search, SearchSettings
+from evomerge.search.algorithms import ALGORITHMS, SearchSettings
+from evomerge.search.base import Search
 from evomerge.search.guided import GuidedSearch
 from evomerge.space import Gene
 

@@ -9,7 +9,8 @@ import pytest
 
 from evomerge.errors import ConfigError
 from evomerge.search import check_space, make_search
-from evomerge.search.base import Genome, Search, SearchSettings
+from evomerge.search.algorithms import SearchSettings
+from evomerge.search.base import Genome, Search
 from evomerge.search.demix import simplices_of
 from evomerge.space import Gene
 

@@ -11,7 +11,8 @@ import pytest
 from evomerge.engine.study import open_study
 from evomerge.errors import ConfigError
 from evomerge.search import check_space, make_search
-from evomerge.search.base import Search, SearchSettings
+from evomerge.search.algorithms import SearchSettings
+from evomerge.search.base import Search
 from evomerge.space import Gene
 from tests.studies import small_experiment
 

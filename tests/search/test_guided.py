@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from evomerge.search import make_search
-from evomerge.search.base import Genome, Look, Measured, OptionValue, SearchSettings
+from evomerge.search.algorithms import SearchSettings
+from evomerge.search.base import Genome, Look, Measured, OptionValue
 from evomerge.search.guided import GuidedSearch
 from evomerge.space import Gene
 from tests.search.toy import (

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from evomerge.search import make_search
-from evomerge.search.base import Evidence, Genome, Look, OptionValue, SearchSettings
+from evomerge.search.algorithms import SearchSettings
+from evomerge.search.base import Evidence, Genome, Look, OptionValue
 from evomerge.search.guided import GuidedSearch
 from evomerge.space import Gene
 from tests.search.test_guided import array, best_of_random

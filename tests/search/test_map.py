@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from evomerge.search import make_search, map
-from evomerge.search.base import Genome, Search, SearchSettings
+from evomerge.search.algorithms import SearchSettings
+from evomerge.search.base import Genome, Search
 from evomerge.search.planned import FloatArray, Known
 from evomerge.space import Gene
 

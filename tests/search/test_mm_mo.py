@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.search import make_search, mm_mo, quadratic
-from evomerge.search.base import SearchSettings
+from evomerge.search.algorithms import SearchSettings
 from evomerge.search.planned import FloatArray, Known
 
 

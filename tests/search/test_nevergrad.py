@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from evomerge.search import make_search
-from evomerge.search.base import SearchSettings
+from evomerge.search.algorithms import SearchSettings
 from evomerge.search.nevergrad import best_reference
 
 BOTH_CMA = pytest.mark.parametrize("algorithm", ["cma", "diagonal-cma"])

@@ -8,7 +8,8 @@ import optuna
 import pytest
 
 from evomerge.search import make_search
-from evomerge.search.base import Search, SearchSettings
+from evomerge.search.algorithms import SearchSettings
+from evomerge.search.base import Search
 from evomerge.search.testing import apply, record, scores_of
 
 GP = SearchSettings("gp", 1, {"startup": 3})

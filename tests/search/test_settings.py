@@ -9,12 +9,13 @@ import pytest
 
 from evomerge.errors import ConfigError, IntegrityError, MissingDependency
 from evomerge.search import make_search
-from evomerge.search.base import ALGORITHMS, SearchSettings, check_replay
+from evomerge.search.algorithms import ALGORITHMS, SearchSettings
+from evomerge.search.base import check_replay
 
 
 def test_the_table_needs_none_of_the_libraries() -> None:
     code = (
-        "import sys, evomerge.search.base as base; assert 'cma' in base.ALGORITHMS;"
+        "import sys, evomerge.search.algorithms as table; assert 'cma' in table.ALGORITHMS;"
         "print([m for m in ('torch', 'optuna', 'nevergrad', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import pytest
 
 from evomerge.errors import IntegrityError
 from evomerge.search import make_search
-from evomerge.search.base import SearchSettings
+from evomerge.search.algorithms import SearchSettings
 from evomerge.search.scalarise import chebyshev, weighted_sum
 from evomerge.search.testing import Call, FakeSearch
 
@@ -19,7 +19,7 @@ from evomerge.search.testing import Call, FakeSearch
 def test_proposals_do_not_depend_on_the_order_of_sets() -> None:
     code = """
 from evomerge.search import make_search
-from evomerge.search.base import ALGORITHMS, SearchSettings
+from evomerge.search.algorithms import ALGORITHMS, SearchSettings
 from evomerge.search.testing import record
 slow = {"gp", "auto", "mm-mo", "demix"}
 for name in sorted(set(ALGORITHMS) - slow - {"cma-es", "evo-merging"}):
