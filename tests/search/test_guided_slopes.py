@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evomerge.search import guided as guided_module
 from evomerge.search import make_search
 from evomerge.search.algorithms import SearchSettings
 from evomerge.search.base import Evidence, Genome, Look, OptionValue
 from evomerge.search.guided import GuidedSearch
+from evomerge.search.slopes import Slopes
+from evomerge.search.slopes import fit_slopes as fit
 from evomerge.space import Gene
 from tests.search.test_guided import array, best_of_random
 from tests.search.toy import (
@@ -189,6 +192,29 @@ def test_full_scores_say_what_the_model_leaves_over() -> None:
         search.ask([1000])
         assert search._model is not None
         assert (search._model.residual is not None) == known
+
+
+def test_slopes_are_fitted_again_only_if_there_are_others_or_another_centre(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fits: list[Slopes] = []
+    search = guided()
+    drive(search, TOY, 6)
+    monkeypatch.setattr(guided_module, "fit_slopes", lambda seen: fits.append(seen) or fit(seen))
+
+    def told(candidate: int, gene: float, score: float) -> int:
+        """The fits after another candidate was told and a probe was asked for."""
+        place = (gene,) * D
+        for evidence in TOY.evidence(place, Look(tuple(range(BLOCKS)), signal=False)):
+            search.observe(candidate, place, evidence)
+        search.tell(candidate, place, (score,) * len(NAMES))
+        search.ask([candidate + 1])
+        return len(fits)
+
+    first = told(1000, 0.0, -1.0)
+    assert first <= 1
+    assert told(1002, 0.1, -1.0) == first
+    assert told(1004, 0.35, 9.0) == first + 1
 
 
 def test_cut_anywhere_it_asks_for_the_same_looks(run: Run) -> None:
