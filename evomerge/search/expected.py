@@ -13,6 +13,7 @@ from evomerge.search.slopes import SlopeModel
 from evomerge.search.surrogate import Array, Surrogate
 
 REACH = 0.4  # of the model around its centre, root mean square of a gene's displacement
+FEWEST_SCORED = 3
 MOST_SCORED = 100  # of them that a model looks at: the latest
 
 
@@ -23,6 +24,10 @@ class Model:
     centre: Array
     start: Array
     """Displacement from the centre to where the best so far is expected."""
+    known: Array
+    """Displacement from the centre to where a gain is counted from."""
+    caution: float
+    """Standard deviations of the surrogate that a gain must outweigh."""
     names: tuple[str, ...]
     level: Array
     """(T,), values at the centre."""
@@ -45,20 +50,25 @@ class Model:
 def residual_of(
     model: Model, whole: Mapping[int, Row], awaited: Mapping[int, Array]
 ) -> Residual | None:
-    """What the told candidates near the centre say beyond the model, if they outnumber the genes.
+    """What the told candidates near the centre say beyond the model; None if they are too few.
 
-    Fewer of them say more of the items at hand than of the metric: what they add is not seen again
-    on new items.
+    Fewer than genes say more of the items at hand than of the metric: what they add is not seen
+    again on new items.
     """
     near = [
         (row.place - model.centre, np.array([row.value(name) for name in model.names]))
         for row in whole.values()
         if np.sqrt(((row.place - model.centre) ** 2).mean()) < REACH
     ]
-    if len(near) <= len(model.centre):
+    if len(near) < max(FEWEST_SCORED, len(model.centre)):
         return None
     near = near[-MOST_SCORED:]
     places = np.array([away for away, _ in near])
     left = np.array([found - model.values(away)[0] for away, found in near])
     coming = [place - model.centre for place in awaited.values()]
     return fit_residual(places, left, np.reshape(coming, (-1, len(model.centre))))
+
+
+def spread(worth: Array, units: Array) -> float:
+    """What one standard deviation of every objective (T,), independently, is worth."""
+    return float(np.sqrt(((worth * units) ** 2).sum()))

@@ -20,9 +20,8 @@ import numpy as np
 
 from evomerge.scoring.signals import soft
 from evomerge.search.base import Evidence, Genome, Look, Measured, OptionValue
-from evomerge.search.expected import REACH, Model, residual_of
-from evomerge.search.names import parameter_of
-from evomerge.search.residual import Residual
+from evomerge.search.expected import REACH, Model, residual_of, spread
+from evomerge.search.names import unit_of
 from evomerge.search.rows import Row
 from evomerge.search.slopes import SlopeModel, Slopes, fit_slopes
 from evomerge.search.surrogate import Array, Observations, Surrogate, fit, levels
@@ -39,7 +38,9 @@ FEWEST_BY_SLOPES = 5
 FIRST = 40  # displacements that are mostly coarse
 SHARES = ((4, 2, 2, 1, 1), (1, 1, 1, 1, 2))
 """Of the levels of `surrogate.levels` among displacements: of the first ones, and later."""
-CAUTION = 1.0  # standard deviations of the model that an expected gain must outweigh
+CAUTION = (0.5, 1.0)
+"""Standard deviations of the model that a gain must outweigh: without slopes, and with them."""
+CAUTION_FIRST = 2.0  # with them, over the best reference, while full scores are fewer than genes
 HOPE = 0.5  # standard deviations that full scores may differ from the model, for the better
 WITHIN = 0.9  # of the model's reach, at most, that a step goes
 STEPS, STRIDE = 32, 0.07
@@ -83,7 +84,7 @@ class GuidedSearch:
         near = WITHIN * REACH * dimension**0.5  # else what is seen there would not be learned from
         self._radius = min(option(options, "radius", self._slopes), near)
         self._step = option(options, "step", self._slopes)
-        self._unit = np.array([_unit(gene) for gene in genes]) if genes else np.ones(dimension)
+        self._unit = np.array([unit_of(gene) for gene in genes]) if genes else np.ones(dimension)
         whole = levels(genes) if genes and options["structure"] else None
         self._levels = whole or (np.eye(dimension),) * len(SHARES[0])
         self._signal = bool(options["signal"])
@@ -245,12 +246,14 @@ class GuidedSearch:
 
     def _centre(self) -> tuple[Array, Array]:
         """The place of the best told scores, all aims alike, and the range of each aim."""
-        told = self._data.told
-        scores = np.array(list(told.values()))
-        width = np.ptp(scores, axis=0)
+        width = np.ptp(np.array(list(self._data.told.values())), axis=0)
         scale = np.where(width > 0, width, 1.0)
-        best = list(told)[int(np.argmax((scores / scale).sum(axis=1)))]
-        return self._data.rows[best, True].place, scale
+        return self._best_of(self._data.told, scale), scale
+
+    def _best_of(self, told: Mapping[int, tuple[float, ...]], scale: Array) -> Array:
+        """The place of the best of these scores, all aims alike."""
+        worth = (np.array(list(told.values())) / scale).sum(axis=1)
+        return self._data.rows[list(told)[int(np.argmax(worth))], True].place
 
     def _learn(self, centre: Array, scale: Array) -> Model | None:
         """The model of the version of the data; None if too little was seen near the centre."""
@@ -271,6 +274,8 @@ class GuidedSearch:
         model = Model(
             centre=centre,
             start=np.zeros_like(centre),
+            known=np.zeros_like(centre),
+            caution=CAUTION[self._slopes],
             names=names,
             level=values[at_centre],
             width=np.maximum(0.2 * values.std(axis=0), 1e-9),
@@ -279,6 +284,10 @@ class GuidedSearch:
         )
         if self._slopes:
             model = replace(model, residual=residual_of(model, whole, self._data.awaited))
+        references = {c: told for c, told in self._data.told.items() if c < (self._first or 0)}
+        if self._slopes and references and model.residual is None:
+            known = self._best_of(references, scale) - centre
+            model = replace(model, known=known, caution=CAUTION_FIRST)
         return replace(model, start=self._start(model, whole))
 
     def _fit(
@@ -324,7 +333,8 @@ class GuidedSearch:
             away = place - model.centre
             values = model.values(away)[0]
             worth = self._worth(model, values, 1 / model.scale)
-            doubt = CAUTION * model.surrogate.deviation(away)[0] * _spread(worth, model.surrogate)
+            deviation, _ = model.surrogate.deviation(away)
+            doubt = CAUTION[True] * deviation * spread(worth, model.surrogate.units)
             total = 2 * (float((self._aims(model, values) / model.scale).sum()) - doubt)
             if total > most:
                 best, most = away, total
@@ -360,11 +370,13 @@ class GuidedSearch:
                 worth = self._worth(model, values, weights)
             total = float(weights @ self._aims(model, values))
             uphill = slopes @ worth
-            for part, share in ((model.surrogate, -CAUTION), (model.residual, HOPE)):
-                if part is not None:
-                    deviation, slope = part.deviation(away)
-                    share *= _spread(worth, part)
-                    total, uphill = total + share * deviation, uphill + share * slope
+            deviation, slope = model.surrogate.deviation(away, model.known)
+            share = model.caution * spread(worth, model.surrogate.units)
+            total, uphill = total - share * deviation, uphill - share * slope
+            if model.residual is not None:
+                deviation, slope = model.residual.deviation(away)
+                share = HOPE * spread(worth, model.residual.units)
+                total, uphill = total + share * deviation, uphill + share * slope
             if total > most:
                 best, most = away, total
             momentum = 0.8 * momentum + uphill / (np.linalg.norm(uphill) + 1e-12)
@@ -372,11 +384,6 @@ class GuidedSearch:
             moved = moved * min(1.0, radius / (float(np.linalg.norm(moved)) + 1e-12))
             away = np.clip(model.start + moved, low, high)
         return np.asarray(model.centre + best)
-
-
-def _spread(worth: Array, part: Surrogate | SlopeModel | Residual) -> float:
-    """What one standard deviation of every objective, independently, is worth."""
-    return float(np.sqrt(((worth * part.units) ** 2).sum()))
 
 
 def wants_slopes(options: Mapping[str, OptionValue]) -> bool:
@@ -388,10 +395,3 @@ def option(options: Mapping[str, OptionValue], name: str, slopes: bool) -> float
     """An option's value, or the usual one."""
     given = options[name]
     return USUAL[name][slopes] if given is None else float(given)
-
-
-def _unit(gene: Gene) -> float:
-    """What of its range a gene's natural unit is: a weight of 1, or else the range."""
-    if parameter_of(gene) == "weight" and not gene.log:
-        return min(1.0, 1.0 / (gene.high - gene.low))
-    return 1.0

@@ -1,4 +1,4 @@
-"""What the names of genes say: ``weight[vqa] language/0/mlp``."""
+"""What the names of genes say, ``weight[vqa] language/0/mlp``, and what unit they are in."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ def expert_of(gene: Gene) -> str:
 def place_of(gene: Gene) -> str:
     """``language/0/mlp``; nothing where one gene is for all groups."""
     return gene.name.partition(" ")[2]
+
+
+def unit_of(gene: Gene) -> float:
+    """What of its range a gene's natural unit is: a weight of 1, or else the range."""
+    if parameter_of(gene) == "weight" and not gene.log:
+        return min(1.0, 1.0 / (gene.high - gene.low))
+    return 1.0

@@ -14,8 +14,9 @@ objective, is fitted. Over n observations every derivative of every objective ha
 
 because the symmetry of H is used only where H is evaluated: thousands of derivatives cost one
 factorisation of an n x n matrix. Blocks lean to other merges than all items do (l): what they do
-not share is not expected of new items. A quadratic's change from the centre is z·∇f(z/2), so its
-variance is known as well.
+not share is not expected of new items. A quadratic changes from y to z by (z - y)·∇f((y + z)/2), so
+the variance of that is known as well; unless y is the centre, it counts the antisymmetric half of H
+too, which means a little more doubt.
 """
 
 from __future__ import annotations
@@ -70,16 +71,19 @@ class SlopeModel:
         """Values (T,) relative to the centre and their slopes (d, T) at a displacement (d,)."""
         return quadratic(self.linear, self.square, place)
 
-    def deviation(self, place: Array) -> tuple[float, Array]:
-        """The posterior standard deviation, in `units`, and its slope (d,)."""
+    def deviation(self, place: Array, origin: Array | None = None) -> tuple[float, Array]:
+        """The posterior standard deviation of the change from an origin, by default the centre, in
+        `units`, and its slope (d,) by the place."""
+        origin = np.zeros_like(place) if origin is None else origin
         a, c = self._variances.amplitude, 2 * self._variances.curvature
-        length = float(np.sqrt(place @ place)) + _TINY
-        shared = a * (1 + c * (self._places @ place) / 2)
+        away, middle = place - origin, (place + origin) / 2
+        length = float(np.sqrt(away @ away)) + _TINY
+        shared = a * (1 + c * (self._places @ middle))
         weights = solve(self._factor, shared)
-        variance = float(a * (1 + c * (place @ place) / 4) - shared @ weights)
+        variance = float(a * (1 + c * (middle @ middle)) - shared @ weights)
         deviation = max(variance, _TINY) ** 0.5
-        change = a * c * (place / 2 - self._places.T @ weights)
-        slope = place / length * deviation + length * change / (2 * deviation)
+        change = a * c * (middle - self._places.T @ weights)
+        slope = away / length * deviation + length * change / (2 * deviation)
         return length * deviation, slope
 
 

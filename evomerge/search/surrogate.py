@@ -82,16 +82,19 @@ class Surrogate:
         """Values (T,) and their slopes (d, T) at a displacement (d,)."""
         return quadratic(self.linear, self.square, place)
 
-    def deviation(self, place: Array) -> tuple[float, Array]:
-        """The posterior standard deviation, in `units`, and its slope (d,)."""
+    def deviation(self, place: Array, origin: Array | None = None) -> tuple[float, Array]:
+        """The posterior standard deviation of the change from an origin, by default the centre, in
+        `units`, and its slope (d,) by the place."""
+        origin = np.zeros_like(place) if origin is None else origin
         c = self._curvature
-        pulled = self._prior @ place
-        own = float(place @ pulled)
-        across = self._places @ pulled
-        shared = (across + c * across**2) * self._shares
+        pulled, fixed = self._prior @ place, self._prior @ origin
+        own, cross, other = float(place @ pulled), float(place @ fixed), float(origin @ fixed)
+        across, before = self._places @ pulled, self._places @ fixed
+        shared = (across + c * across**2 - before - c * before**2) * self._shares
         weights = self._inverse @ shared
-        variance = max((own + c * own**2) * self._share - float(shared @ weights), 1e-12)
-        slope = 2 * pulled * (1 + 2 * c * own) * self._share
+        variance = own + c * own**2 + other + c * other**2 - 2 * (cross + c * cross**2)
+        variance = max(variance * self._share - float(shared @ weights), 1e-12)
+        slope = 2 * (pulled * (1 + 2 * c * own) - fixed * (1 + 2 * c * cross)) * self._share
         weights = weights * self._shares * (1 + 2 * c * across)
         slope -= 2 * (self._prior @ (self._places.T @ weights))
         deviation = float(np.sqrt(variance))

@@ -184,14 +184,29 @@ def test_the_model_has_the_slopes_of_what_it_saw() -> None:
 
 
 def test_full_scores_say_what_the_model_leaves_over() -> None:
-    """Where they outnumber the genes; fewer say more of the items at hand than of the metric."""
+    """Where they are as many as genes, and gains count from the best; else, from the reference."""
     near = np.random.default_rng(3).uniform(0.2, 0.4, (D + 1, D))
-    for references, known in ((near, True), (near[:D], False)):
+    for references, known in ((near, True), (near[:3], False)):
         search = guided()
-        drive(search, TOY, 3, references=[tuple(place.tolist()) for place in references])
+        drive(search, TOY, 5, references=[tuple(place.tolist()) for place in references])
         search.ask([1000])
-        assert search._model is not None
-        assert (search._model.residual is not None) == known
+        model = search._model
+        assert model is not None
+        assert (model.residual is not None) == known
+        assert (model.known == 0).all() == known
+        origin = (model.centre + model.known) * search._unit
+        assert any(np.allclose(origin, place) for place in references) == (not known)
+
+
+def test_where_less_is_known_a_step_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gain over the best reference must outweigh the doubt about it."""
+    best = np.array(max(REFERENCES, key=lambda genome: sum(TOY.scores(genome))))
+    away = {}
+    for caution in (0.0, 2.0, 20.0):
+        monkeypatch.setattr(guided_module, "CAUTION_FIRST", caution)
+        found = drive(guided(radius=NEAR), TOY, 3.1).scored[len(REFERENCES)]
+        away[caution] = float(np.linalg.norm(np.array(found.genome) - best))
+    assert 0 < away[20.0] < away[2.0] < away[0.0]
 
 
 def test_slopes_are_fitted_again_only_if_there_are_others_or_another_centre(

@@ -57,7 +57,7 @@ class Quadratic:
         return Slopes(places, turns(count), np.array([self.slopes(place) for place in places]))
 
 
-def regression(seen: Slopes, place: Array) -> tuple[Array, float]:
+def regression(seen: Slopes, place: Array, origin: Array) -> tuple[Array, float]:
     """Change of the values and its deviation, in units: all n·d derivatives in one covariance.
 
     The Hessian's d² entries are independent here: its antisymmetric half has no value.
@@ -73,9 +73,10 @@ def regression(seen: Slopes, place: Array) -> tuple[Array, float]:
                 kernel[i, gene, j, gene] += LEAN * float(seen.blocks[i] @ seen.blocks[j])
                 kernel[i, gene, j, gene] += NOISE * (i == j)
     whole = kernel.reshape(n * d, n * d)
-    cross = np.zeros((n, d))  # of the derivatives with z·∇f(z/2)
+    away, middle = place - origin, (place + origin) / 2
+    cross = np.zeros((n, d))  # of the derivatives with (z - y)·∇f((y + z)/2)
     for i in range(n):
-        cross[i] = place * A * (1 + C * float(place @ seen.places[i]))
+        cross[i] = away * A * (1 + 2 * C * float(middle @ seen.places[i]))
     changes = []
     for o in range(t):
         y = (seen.slopes[:, o] / units[o]).ravel()
@@ -84,8 +85,8 @@ def regression(seen: Slopes, place: Array) -> tuple[Array, float]:
         x = (-seen.places * w).ravel()
         bend = max(0.0, float(x @ np.linalg.solve(whole, y) / (x @ np.linalg.solve(whole, x))))
         rest = cross.ravel() @ np.linalg.solve(whole, y - bend * x)
-        changes.append((rest - bend * float(w @ place**2) / 2) * units[o])
-    own = float(place @ place) * A * (1 + C * float(place @ place) / 2)
+        changes.append((rest - bend * float(w @ (place**2 - origin**2)) / 2) * units[o])
+    own = float(away @ away) * A * (1 + 2 * C * float(middle @ middle))
     variance = own - float(cross.ravel() @ np.linalg.solve(whole, cross.ravel()))
     return np.array(changes), float(np.sqrt(variance))
 
@@ -96,10 +97,12 @@ def test_it_is_the_posterior_of_all_derivatives_at_once() -> None:
     seen.slopes[:, 0] -= 4.0 * seen.places  # this one bends down, the other up
     seen.slopes[:, 1] += 9.0 * seen.places
     fitted = fit_slopes(seen)
-    for place in np.random.default_rng(9).normal(0, 0.5, (5, 3)):
-        mean, deviation = regression(seen, place)
+    for place, origin in np.random.default_rng(9).normal(0, 0.5, (5, 2, 3)):
+        mean, deviation = regression(seen, place, 0 * origin)
         assert fitted.mean(place)[0] == pytest.approx(mean, rel=1e-8)
         assert fitted.deviation(place)[0] == pytest.approx(deviation, rel=1e-8)
+        _, deviation = regression(seen, place, origin)  # along the straight way
+        assert fitted.deviation(place, origin)[0] == pytest.approx(deviation, rel=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -129,13 +132,13 @@ def test_a_quadratic_seen_without_noise_is_recovered(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_slopes_are_those_of_the_values(seed: int) -> None:
     fitted, step = fit_slopes(noisy(12, seed=seed)), 1e-5
-    at = np.random.default_rng(seed).normal(0, 0.5, D)
+    at, origin = np.random.default_rng(seed).normal(0, 0.5, (2, D))
     _, slopes = fitted.mean(at)
-    _, slope = fitted.deviation(at)
+    _, slope = fitted.deviation(at, origin)
     for gene, move in enumerate(np.eye(D) * step):
         up, down = fitted.mean(at + move)[0], fitted.mean(at - move)[0]
         assert slopes[gene] == pytest.approx((up - down) / (2 * step), rel=1e-6, abs=1e-8)
-        rise = fitted.deviation(at + move)[0] - fitted.deviation(at - move)[0]
+        rise = fitted.deviation(at + move, origin)[0] - fitted.deviation(at - move, origin)[0]
         assert slope[gene] == pytest.approx(rise / (2 * step), rel=1e-6, abs=1e-8)
 
 

@@ -65,8 +65,8 @@ def of_metric(a: Array, b: Array, both: bool) -> float:
     return float((u + VARIANCES[5] * u**2) * (1 + VARIANCES[8] * both))
 
 
-def regression(seen: Observations, place: Array) -> tuple[Array, float]:
-    """The posterior mean and deviation of the metric's change at a place, by plain formulas."""
+def regression(seen: Observations, place: Array, origin: Array) -> tuple[Array, float]:
+    """The posterior mean and deviation of the metric's change to a place, by plain formulas."""
     n = len(seen.places)
     kernel = np.zeros((n, n))
     items = [c / 2 if m else c for c, m in zip(seen.items, seen.by_metric, strict=True)]
@@ -86,9 +86,12 @@ def regression(seen: Observations, place: Array) -> tuple[Array, float]:
         y[rows] -= sum(items[i] * seen.values[i] for i in rows) / total
     signals = y[~seen.by_metric]
     units = np.sqrt((signals**2).sum(axis=0) / len(signals))
-    shared = np.array([of_metric(place, seen.places[i], bool(seen.by_metric[i])) for i in range(n)])
+    by_metric = [bool(m) for m in seen.by_metric]
+    shared = np.array([of_metric(place, seen.places[i], by_metric[i]) for i in range(n)])
+    shared -= np.array([of_metric(origin, seen.places[i], by_metric[i]) for i in range(n)])
     solved = np.linalg.solve(kernel, np.column_stack([y / units, shared]))
-    own = of_metric(place, place, True)
+    own = of_metric(place, place, True) + of_metric(origin, origin, True)
+    own -= 2 * of_metric(place, origin, True)
     return shared @ solved[:, :T] * units, float(np.sqrt(own - shared @ solved[:, T]))
 
 
@@ -102,22 +105,26 @@ def given(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_the_posterior_of_the_written_kernel() -> None:
     seen = observations(20)
     fitted = fit(LEVELS, seen)
-    for place in np.random.default_rng(9).normal(0, 0.3, (5, D)):
-        mean, deviation = regression(seen, place)
+    for place, origin in np.random.default_rng(9).normal(0, 0.3, (5, 2, D)):
+        mean, deviation = regression(seen, place, 0 * origin)
         assert fitted.mean(place)[0] == pytest.approx(mean, rel=1e-8)
         assert fitted.deviation(place)[0] == pytest.approx(deviation, rel=1e-8)
+        mean, deviation = regression(seen, place, origin)
+        change = fitted.mean(place)[0] - fitted.mean(origin)[0]
+        assert change == pytest.approx(mean, rel=1e-8)
+        assert fitted.deviation(place, origin)[0] == pytest.approx(deviation, rel=1e-8)
 
 
 @pytest.mark.usefixtures("given")
 def test_slopes_are_those_of_the_values() -> None:
     fitted = fit(LEVELS, observations(30))
-    at, step = np.random.default_rng(3).normal(0, 0.3, D), 1e-5
+    (at, origin), step = np.random.default_rng(3).normal(0, 0.3, (2, D)), 1e-5
     _, slopes = fitted.mean(at)
-    _, slope = fitted.deviation(at)
+    _, slope = fitted.deviation(at, origin)
     for gene, move in enumerate(np.eye(D) * step):
         up, down = fitted.mean(at + move)[0], fitted.mean(at - move)[0]
         assert slopes[gene] == pytest.approx((up - down) / (2 * step), rel=1e-6)
-        rise = fitted.deviation(at + move)[0] - fitted.deviation(at - move)[0]
+        rise = fitted.deviation(at + move, origin)[0] - fitted.deviation(at - move, origin)[0]
         assert slope[gene] == pytest.approx(rise / (2 * step), rel=1e-5)
 
 
