@@ -219,6 +219,7 @@ class Run:
             return []
         numbers = [self._number() for _ in range(count)]
         genomes = self._timed(lambda: self.search.ask(numbers))
+        self.number -= count - len(genomes)  # ids that were not used
         jobs = []
         for number, genome in zip(numbers, genomes, strict=False):
             look = self._look(number)

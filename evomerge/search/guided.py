@@ -38,9 +38,8 @@ FEWEST_BY_SLOPES = 5
 FIRST = 40  # displacements that are mostly coarse
 SHARES = ((4, 2, 2, 1, 1), (1, 1, 1, 1, 2))
 """Of the levels of `surrogate.levels` among displacements: of the first ones, and later."""
-CAUTION = (0.5, 1.0)
-"""Standard deviations of the model that a gain must outweigh: without slopes, and with them."""
-CAUTION_FIRST = 2.0  # with them, over the best reference, while full scores are fewer than genes
+CAUTION = 0.5  # standard deviations of the model that a gain must outweigh
+CAUTION_FIRST = 2.0  # with slopes, over the best reference, while full scores are fewer than genes
 HOPE = 0.5  # standard deviations that full scores may differ from the model, for the better
 WITHIN = 0.9  # of the model's reach, at most, that a step goes
 STEPS, STRIDE = 32, 0.07
@@ -97,13 +96,16 @@ class GuidedSearch:
         self._awaited: dict[int, Array] = {}
         self._first: int | None = None
         self._asked: set[int] = set()
+        self._open: set[int] = set()
         self._seen = 0
         self._fitted: tuple[object, SlopeModel] | None = None
         self._freeze()
 
     def ask(self, candidates: Sequence[int]) -> list[Genome]:
-        genomes = []
+        genomes: list[Genome] = []
         for candidate in candidates:
+            if self._turn(candidate) == self._startup and self._open:
+                break  # the first one to be scored waits for all probes before it: they are few
             genomes.append(self._propose(candidate))
             self._await(candidate, genomes[-1])
         return genomes
@@ -117,6 +119,7 @@ class GuidedSearch:
         return Look((self._probe(turn) // 2 % self._blocks,), self._signal)
 
     def observe(self, candidate: int, genome: Genome, evidence: Evidence) -> None:
+        self._open.discard(candidate)
         by_metric = not evidence.signal and self._is_whole(candidate)
         row = self._row(candidate, genome, by_metric)
         for name, (where, values) in evidence.items.items():
@@ -143,6 +146,7 @@ class GuidedSearch:
 
     def fail(self, candidate: int) -> None:
         """Nothing to learn: what was seen of it is known."""
+        self._open.discard(candidate)
         self._awaited.pop(candidate, None)
 
     def replay(self, candidate: int, genome: Genome) -> None:
@@ -150,7 +154,9 @@ class GuidedSearch:
         self._await(candidate, genome)
 
     def _await(self, candidate: int, genome: Genome) -> None:
-        if self._probes and self._is_scored(self._turn(candidate)):
+        if not self._is_scored(self._turn(candidate)):
+            self._open.add(candidate)
+        elif self._probes:
             self._awaited[candidate] = np.array(genome) / self._unit
 
     def _begin(self, candidate: int) -> int:
@@ -275,7 +281,7 @@ class GuidedSearch:
             centre=centre,
             start=np.zeros_like(centre),
             known=np.zeros_like(centre),
-            caution=CAUTION[self._slopes],
+            caution=CAUTION,
             names=names,
             level=values[at_centre],
             width=np.maximum(0.2 * values.std(axis=0), 1e-9),
@@ -334,7 +340,7 @@ class GuidedSearch:
             values = model.values(away)[0]
             worth = self._worth(model, values, 1 / model.scale)
             deviation, _ = model.surrogate.deviation(away)
-            doubt = CAUTION[True] * deviation * spread(worth, model.surrogate.units)
+            doubt = CAUTION * deviation * spread(worth, model.surrogate.units)
             total = 2 * (float((self._aims(model, values) / model.scale).sum()) - doubt)
             if total > most:
                 best, most = away, total

@@ -100,9 +100,13 @@ def test_pairs_of_probes_are_opposite_and_answer_the_same_items(reference: Genom
 
 def test_the_turn_counts_from_the_first_that_was_asked_for() -> None:
     first, later = guided(Toy()), guided(Toy())
-    count = STARTUP + 8
+    genomes = first.ask(range(STARTUP))
 
-    assert first.ask(range(count)) == later.ask(range(50, 50 + count))
+    assert later.ask(range(50, 50 + STARTUP)) == genomes
+    for turn in range(STARTUP, STARTUP + 8):
+        first.replay(turn, genomes[0])
+        later.replay(50 + turn, genomes[0])
+    count = STARTUP + 8
     assert [first.look(c) for c in range(count)] == [later.look(50 + c) for c in range(count)]
 
 
@@ -297,13 +301,21 @@ def test_ten_full_evaluations_find_what_no_reference_and_no_random_point_is(wait
     assert all(a > b + 0.05 for a, b in zip(found, by_chance, strict=True))
 
 
-def test_sixteen_may_wait_at_once() -> None:
-    search = guided(Toy(), startup=10)
-    drive(search, Toy(), 0)
+def test_sixteen_may_wait_at_once_but_the_first_to_be_scored_waits_for_the_probes() -> None:
+    toy, search = Toy(), guided(Toy(), startup=10, probes=6)
+    drive(search, toy, 0)
     genomes = search.ask(range(20, 36))
+    assert len(set(genomes)) == 10
 
-    assert len(set(genomes)) == 16
-    assert [c for c in range(20, 36) if search.look(c) is None] == [30]
+    for candidate, genome in enumerate(genomes[:9], 20):
+        look = search.look(candidate)
+        assert look is not None
+        for evidence in toy.evidence(genome, look):
+            search.observe(candidate, genome, evidence)
+        assert search.ask([30]) == []
+    search.fail(29)
+    assert len(search.ask(range(30, 46))) == 16
+    assert [c for c in range(30, 46) if search.look(c) is None] == [30, 37, 44]
 
 
 def test_without_measures_it_learns_from_scores_alone() -> None:

@@ -45,7 +45,8 @@ def guided(toy: Toy = TOY, seed: int = 1, **options: OptionValue) -> GuidedSearc
 
 
 def looks(search: GuidedSearch, count: int) -> list[Look | None]:
-    search.ask(range(count))
+    for candidate in range(count):
+        search.replay(candidate, (0.5,) * D)
     return [search.look(candidate) for candidate in range(count)]
 
 

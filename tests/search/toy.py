@@ -200,12 +200,13 @@ def drive(
     new = len(references)
     while run.cost < evaluations * toy.whole:
         room = range(new, new + waiting - len(open_ones))
-        for candidate, genome in zip(room, search.ask(room), strict=True):
+        asked = search.ask(room)
+        for candidate, genome in zip(room, asked, strict=False):
             run.calls.append(Call("ask", candidate, genome))
             run.looks[candidate] = search.look(candidate)
             raced = dice.random() < trouble
             open_ones.append((candidate, genome, list(RUNGS if raced else [sum(RUNGS, ())])))
-        new = room.stop
+        new += len(asked)
         candidate, genome, parts = open_ones.pop(int(dice.integers(len(open_ones))))
         look = run.looks[candidate]
         if dice.random() < trouble / 10:
