@@ -96,7 +96,7 @@ class GuidedSearch:
         self._awaited: dict[int, Array] = {}
         self._first: int | None = None
         self._asked: set[int] = set()
-        self._open: set[int] = set()
+        self._open: set[int] = set()  # probes that nothing was seen of yet
         self._seen = 0
         self._fitted: tuple[object, SlopeModel] | None = None
         self._freeze()
@@ -306,7 +306,7 @@ class GuidedSearch:
             blocks[i, list(row.blocks)] = list(row.blocks.values())
         blocks /= np.maximum(blocks.sum(axis=1, keepdims=True), 1.0)
         if self._slopes:
-            fitted_to = (tuple(seen), centre.tobytes())  # slopes are seen once and never change
+            fitted_to = (tuple(seen), tuple(names), centre.tobytes())  # slopes never change
             if self._fitted is None or self._fitted[0] != fitted_to:
                 found = np.array([[row.slopes[name] for name in names] for row in rows])
                 self._fitted = (fitted_to, fit_slopes(Slopes(places, blocks, found)))
